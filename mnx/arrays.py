@@ -1,0 +1,186 @@
+"""What an array is to mnx: which dtypes travel, in which layout, and how they are reduced.
+
+The rules for bool, integers, float16 and bfloat16 live here and nowhere else:
+
+- *Moving* an array (bcast, gather, send ...) moves its bytes, so every dtype is exact.
+- *Reducing* it goes through `reduction`, which names the dtype that MPI adds up.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mnx.errors import ArgumentError, DtypeError
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
+Array = Any  # numpy.ndarray or cupy.ndarray; CuPy is optional, so it cannot be named here
+
+OPS = ('sum', 'mean', 'max', 'min', 'prod')
+
+# The position in this tuple is the dtype's number in a message header.
+DTYPE_NAMES = (
+    'bool',
+    'int8',
+    'int16',
+    'int32',
+    'int64',
+    'uint8',
+    'uint16',
+    'uint32',
+    'uint64',
+    'float16',
+    'float32',
+    'float64',
+    'longdouble',
+    'complex64',
+    'complex128',
+    'clongdouble',
+    'bfloat16',
+)
+
+MAX_NDIM = 14
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How arrays of one dtype are reduced by one operation.
+
+    Attributes
+    ----------
+    wire : numpy.dtype
+        The dtype that is added up (or compared) on the way.
+    op : str
+        What the transport is asked for: 'sum', 'max', 'min' or 'prod'.
+    result : numpy.dtype
+        The dtype of the result.
+    """
+
+    wire: np.dtype[Any]
+    op: str
+    result: np.dtype[Any]
+
+
+def is_array(x: object) -> bool:
+    """Tell whether `x` is a NumPy or CuPy array (or a NumPy scalar)."""
+    if isinstance(x, (np.ndarray, np.generic)):
+        return True
+    cupy = sys.modules.get('cupy')
+    return cupy is not None and isinstance(x, cupy.ndarray)
+
+
+def on_gpu(x: Array) -> bool:
+    """Tell whether `x` lives in the memory of a GPU."""
+    return not isinstance(x, (np.ndarray, np.generic))
+
+
+def synchronize(x: Array) -> None:
+    """Wait for the kernels that still write `x`, before MPI reads it. Nothing to do on a CPU."""
+    if on_gpu(x):
+        sys.modules['cupy'].cuda.get_current_stream().synchronize()
+
+
+@cache
+def dtype_number(dtype: np.dtype[Any]) -> int:
+    """Return the number of `dtype` in message headers, or -1 if it cannot travel."""
+    if dtype.name in DTYPE_NAMES:
+        return DTYPE_NAMES.index(dtype.name)
+    # float128 and complex256 are the platform's names of these two
+    names = {np.dtype(np.longdouble): 'longdouble', np.dtype(np.clongdouble): 'clongdouble'}
+    return DTYPE_NAMES.index(names[dtype]) if dtype in names else -1
+
+
+@cache
+def dtype_of(number: int) -> np.dtype[Any]:
+    """Return the dtype with that number in message headers."""
+    name: Any = DTYPE_NAMES[number]
+    if name == 'bfloat16':
+        import ml_dtypes  # a sender had it, so a receiver needs it
+
+        name = ml_dtypes.bfloat16
+    dtype: np.dtype[Any] = np.dtype(name)
+    return dtype
+
+
+def sendable(x: Any, call: str) -> Array:
+    """Return `x` as a C-contiguous array in native byte order, copied only if it is not one.
+
+    Raises
+    ------
+    DtypeError
+        `x` is not an array, or its dtype cannot travel (objects, strings, structures, times).
+    ArgumentError
+        `x` has more than 14 dimensions.
+    """
+    if not is_array(x):
+        raise DtypeError(
+            f'{call}: needs a NumPy or CuPy array but got {type(x).__name__}. '
+            "Pass a Variable's .array, or use the *_obj method for other objects."
+        )
+    x = np.asarray(x) if isinstance(x, np.generic) else x
+    native = x.dtype.newbyteorder('=')
+    if dtype_number(native) < 0:
+        raise DtypeError(
+            f'{call}: dtype {x.dtype} cannot travel as an array. '
+            'Use the *_obj method, or convert it to a number dtype.'
+        )
+    if x.ndim > MAX_NDIM:
+        raise ArgumentError(f'{call}: arrays of {x.ndim} dimensions cannot travel; reshape it.')
+    if not x.flags.c_contiguous or x.dtype != native:
+        # not ascontiguousarray: it would turn a 0-d array into a 1-d one
+        x = x.astype(native, order='C', copy=True)
+    return x
+
+
+def flat(x: Array) -> Array:
+    """Return the contiguous array `x` as a 1-d view."""
+    return x.reshape(-1)
+
+
+def as_bytes(x: Array) -> Array:
+    """Return the contiguous array `x` as a 1-d view of uint8."""
+    return x.reshape(-1).view(np.uint8)
+
+
+def empty_like(x: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Return a new uninitialised array where `x` lives."""
+    if on_gpu(x):
+        return sys.modules['cupy'].empty(shape, dtype)
+    return np.empty(shape, dtype)
+
+
+@cache
+def reduction(dtype: np.dtype[Any], op: str) -> Reduction:
+    """Decide how arrays of `dtype` are reduced by `op`.
+
+    - float16 and bfloat16 are added up in float32 and rounded once, at the end.
+    - The mean of integers and bools is float64, as in NumPy.
+    - bool: ``sum`` and ``max`` are *or*, ``prod`` and ``min`` are *and*, as in NumPy.
+    - Complex numbers have no order, so no ``max`` and ``min``.
+
+    Raises
+    ------
+    ArgumentError
+        `op` is not one of 'sum', 'mean', 'max', 'min', 'prod'.
+    DtypeError
+        `dtype` has no such operation.
+    """
+    if op not in OPS:
+        raise ArgumentError(f'unknown operation {op!r}. Choose one of {", ".join(OPS)}.')
+    if dtype.kind == 'c' and op in ('max', 'min'):
+        raise DtypeError(f'{op} of {dtype} is not defined: complex numbers have no order.')
+    plain = 'sum' if op == 'mean' else op
+    if dtype.kind in 'biu' and op == 'mean':
+        return Reduction(np.dtype(np.float64), plain, np.dtype(np.float64))
+    if dtype.kind == 'b':
+        logical = {'sum': 'max', 'prod': 'min'}.get(op, op)
+        return Reduction(np.dtype(np.uint8), logical, dtype)
+    if dtype.name in ('float16', 'bfloat16'):
+        return Reduction(np.dtype(np.float32), plain, dtype)
+    return Reduction(dtype, plain, dtype)

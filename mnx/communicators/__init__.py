@@ -1,0 +1,7 @@
+"""What users talk to: shapes, tuples, dtypes, objects, models, errors."""
+
+from mnx.communicators.base import Communicator as Communicator
+from mnx.communicators.base import Communicator as CommunicatorBase
+from mnx.communicators.factory import create_communicator as create_communicator
+
+__all__ = ['Communicator', 'CommunicatorBase', 'create_communicator']

@@ -1,0 +1,264 @@
+"""Collectives and messages of arrays: shapes, dtypes and tuples, over flat transports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from mnx.arrays import Array, Reduction, as_bytes, flat, is_array, reduction, sendable
+from mnx.communicators import headers, point_to_point
+from mnx.communicators.endpoint import Endpoint
+from mnx.errors import ArgumentError
+
+
+class ArrayMessages(Endpoint):
+    """The array methods of a communicator.
+
+    All NumPy numeric dtypes and bool (and bfloat16 with ml_dtypes), any layout, 0-d and empty
+    arrays. Results are new C-contiguous arrays, except that ``bcast`` returns the root's own.
+    """
+
+    def allreduce(self, x: Array, op: str = 'sum') -> Array:
+        """Reduce arrays of equal shape and dtype over all ranks, element by element.
+
+        Collective: all ranks call it.
+
+        Parameters
+        ----------
+        x : array, any shape
+        op : {'sum', 'mean', 'max', 'min', 'prod'}
+
+        Returns
+        -------
+        array
+            Same shape and dtype on every rank (float64 for the mean of integers and bools);
+            bitwise equal on all ranks.
+
+        Raises
+        ------
+        MismatchError
+            A rank's shape, dtype or `op` differs (on all ranks).
+        DtypeError, ArgumentError
+            Not an array; a dtype without that operation; an unknown `op` (on all ranks).
+
+        Notes
+        -----
+        float16 and bfloat16 are added up in float32. References: MPI 4.1, section 6.9.6.
+        """
+        with self.together('allreduce') as meeting:
+            x, rule = _reducible(x, op, 'allreduce')
+            meeting.bring(op, x.dtype, x.shape)
+        total = x.astype(rule.wire)
+        self._arrays.all_reduce(flat(total), rule.op)
+        return self._finished(total, op, rule)
+
+    def reduce(self, x: Array, op: str = 'sum', root: SupportsIndex = 0) -> Array | None:
+        """Reduce arrays of equal shape and dtype over all ranks, onto the root.
+
+        Collective: all ranks call it. Parameters, dtypes and errors as `allreduce`.
+
+        Returns
+        -------
+        array or None
+            The reduction on the root, None elsewhere.
+        """
+        with self.together('reduce') as meeting:
+            root = self._rank('reduce', 'root', root)
+            x, rule = _reducible(x, op, 'reduce')
+            meeting.bring(op, f'root={root}', x.dtype, x.shape)
+        total = x.astype(rule.wire)
+        self._arrays.reduce(flat(total), root, rule.op)
+        return self._finished(total, op, rule) if self.rank == root else None
+
+    def reduce_scatter(self, xs: Array | Iterable[Array], op: str = 'sum') -> Array:
+        """Reduce the r-th arrays of all ranks onto rank r.
+
+        Collective: all ranks call it. Adjoint of `allgather`.
+
+        Parameters
+        ----------
+        xs : sequence of `size` arrays, or one array whose first axis has length `size`
+            Shapes and dtypes may differ within the sequence, not between ranks.
+        op : {'sum', 'mean', 'max', 'min', 'prod'}
+
+        Returns
+        -------
+        array
+            On rank r the reduction of all ranks' ``xs[r]``.
+        """
+        with self.together('reduce_scatter') as meeting:
+            xs = self._row(xs, 'reduce_scatter')
+            rules = [reduction(x.dtype, op) for x in xs]
+            meeting.bring(op, *((x.dtype, x.shape) for x in xs))
+        mine = np.empty(xs[self.rank].shape, rules[self.rank].wire)
+        if len({(rule.wire, rule.op) for rule in rules}) == 1:
+            sent = np.concatenate([flat(x) for x in xs]).astype(rules[0].wire, copy=False)
+            counts = [x.size for x in xs]
+            self._arrays.reduce_scatter(sent, flat(mine), counts, rules[0].op)
+        else:
+            for root, (x, rule) in enumerate(zip(xs, rules, strict=True)):
+                total = x.astype(rule.wire)
+                self._arrays.reduce(flat(total), root, rule.op)
+                mine = total if root == self.rank else mine
+        return self._finished(mine, op, rules[self.rank])
+
+    def bcast(self, x: Array | None, root: SupportsIndex = 0) -> Array:
+        """Send the root's array to all ranks.
+
+        Collective: all ranks call it; `x` is ignored off the root. Adjoint of `reduce`.
+
+        Returns
+        -------
+        array
+            The root's `x` itself there, a copy of it elsewhere.
+        """
+        with self.together('bcast') as meeting:
+            root = self._rank('bcast', 'root', root)
+            meeting.bring(f'root={root}')
+            sent = sendable(x, 'bcast') if self.rank == root else None
+        words = np.empty(headers.WORDS, np.int64) if sent is None else headers.header(sent)
+        self._control.broadcast(words, root)
+        received = headers.allocate(words) if sent is None else sent
+        self._arrays.broadcast(as_bytes(received), root)
+        return received if sent is None else x
+
+    def gather(self, x: Array, root: SupportsIndex = 0) -> tuple[Array, ...] | None:
+        """Collect every rank's array on the root; shapes and dtypes may differ.
+
+        Collective: all ranks call it. Adjoint of `scatter`.
+
+        Returns
+        -------
+        tuple of `size` arrays, or None
+            In rank order on the root, None elsewhere.
+        """
+        with self.together('gather') as meeting:
+            root = self._rank('gather', 'root', root)
+            meeting.bring(f'root={root}')
+            x = sendable(x, 'gather')
+        at_root = self.rank == root
+        table: Array = np.empty((self.size, headers.WORDS), np.int64) if at_root else None
+        self._control.gather(headers.header(x), table, root)
+        found = None if table is None else tuple(headers.allocate(words) for words in table)
+        self._arrays.gather(as_bytes(x), found and [as_bytes(y) for y in found], root)
+        return found
+
+    def allgather(self, x: Array) -> tuple[Array, ...]:
+        """Collect every rank's array on every rank; shapes and dtypes may differ.
+
+        Collective: all ranks call it. Adjoint of `reduce_scatter`.
+
+        Returns
+        -------
+        tuple of `size` arrays, in rank order
+        """
+        with self.together('allgather'):
+            x = sendable(x, 'allgather')
+        table = np.empty((self.size, headers.WORDS), np.int64)
+        self._control.all_gather(headers.header(x), flat(table), [headers.WORDS] * self.size)
+        counts = headers.nbytes(table)
+        received = np.empty(sum(counts), np.uint8)
+        self._arrays.all_gather(as_bytes(x), received, counts)
+        return headers.cut(received, table)
+
+    def scatter(self, xs: Array | Iterable[Array] | None, root: SupportsIndex = 0) -> Array:
+        """Give the r-th of the root's arrays to rank r; shapes and dtypes may differ.
+
+        Collective: all ranks call it; `xs` is ignored off the root. Adjoint of `gather`.
+
+        Parameters
+        ----------
+        xs : sequence of `size` arrays, or one array whose first axis has length `size`
+        """
+        with self.together('scatter') as meeting:
+            root = self._rank('scatter', 'root', root)
+            meeting.bring(f'root={root}')
+            rows = self._row(xs, 'scatter') if self.rank == root else None
+        words = np.empty(headers.WORDS, np.int64)
+        self._control.scatter(None if rows is None else headers.headers(rows), words, root)
+        received = headers.allocate(words)
+        sent = None if rows is None else [as_bytes(x) for x in rows]
+        self._arrays.scatter(sent, as_bytes(received), root)
+        return received
+
+    def alltoall(self, xs: Array | Iterable[Array]) -> tuple[Array, ...]:
+        """Give the r-th of this rank's arrays to rank r; shapes and dtypes may differ.
+
+        Collective: all ranks call it. Self-adjoint.
+
+        Parameters
+        ----------
+        xs : sequence of `size` arrays, or one array whose first axis has length `size`
+
+        Returns
+        -------
+        tuple of `size` arrays; the s-th came from rank s
+        """
+        with self.together('alltoall'):
+            rows = self._row(xs, 'alltoall')
+        table: Array = np.empty((self.size, headers.WORDS), np.int64)
+        self._control.all_to_all(headers.headers(rows), table)
+        received = tuple(headers.allocate(words) for words in table)
+        self._arrays.all_to_all([as_bytes(x) for x in rows], [as_bytes(y) for y in received])
+        return received
+
+    def barrier(self) -> None:
+        """Return when all ranks have called it. Collective."""
+        with self.together('barrier'):
+            pass
+        self._control.barrier()
+
+    def send(
+        self, data: Array | Sequence[Array], dest: SupportsIndex, tag: SupportsIndex = 0
+    ) -> None:
+        """Send an array, or a tuple of arrays of any dtypes, to one rank.
+
+        The counterpart is ``recv(source, tag)`` on rank `dest`. Returns when `data` may be
+        changed, which for long messages is when `dest` has begun to receive.
+        """
+        dest, tag = self._rank('send', 'dest', dest), self._tag('send', tag)
+        bare = is_array(data)
+        arrays = [sendable(x, 'send') for x in ([data] if bare else data)]
+        count = point_to_point.BARE if bare else len(arrays)
+        point_to_point.send(self._arrays, arrays, count, dest, tag)
+
+    def recv(self, source: SupportsIndex, tag: SupportsIndex = 0) -> Array | tuple[Array, ...]:
+        """Receive what `source` sent with `tag`: an array, or a tuple if it sent a sequence.
+
+        Parameters
+        ----------
+        source : int
+            A rank, or mpi4py's ``MPI.ANY_SOURCE``.
+        tag : int
+        """
+        tag = self._tag('recv', tag)
+        if source != self._arrays.any_source:
+            source = self._rank('recv', 'source', source)
+        return point_to_point.recv(self._arrays, int(source), tag)
+
+    def _tag(self, call: str, tag: SupportsIndex) -> int:
+        if not 0 <= int(tag) <= self._arrays.max_tag:
+            raise ArgumentError(
+                f'{call}: tag must be 0 to {self._arrays.max_tag}, but got {tag!r}.'
+            )
+        return int(tag)
+
+    def _row(self, xs: Any, call: str) -> list[Array]:
+        """Return `xs` as one sendable array for each rank."""
+        if xs is None or (is_array(xs) and xs.ndim == 0):
+            raise ArgumentError(f'{call}: needs one array per rank ({self.size}) but got {xs!r}.')
+        rows = [sendable(x, call) for x in xs]
+        self._one_per_rank(call, len(rows))
+        return rows
+
+    def _finished(self, total: Array, op: str, rule: Reduction) -> Array:
+        if op == 'mean':
+            total /= self.size
+        return total.astype(rule.result, copy=False)
+
+
+def _reducible(x: Array, op: str, call: str) -> tuple[Array, Reduction]:
+    x = sendable(x, call)
+    return x, reduction(x.dtype, op)

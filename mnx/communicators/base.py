@@ -1,0 +1,133 @@
+"""The communicator that users see."""
+
+from __future__ import annotations
+
+import weakref
+from types import TracebackType
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from mnx.communicators.array_messages import ArrayMessages
+from mnx.communicators.endpoint import Config
+from mnx.communicators.model_messages import ModelMessages
+from mnx.communicators.object_messages import ObjectMessages
+from mnx.errors import ArgumentError
+from mnx.transports.base import Channels
+from mnx.transports.local import LocalChannels
+
+
+class Communicator(ArrayMessages, ObjectMessages, ModelMessages):
+    """A group of ranks that train together.
+
+    Made by `mnx.create_communicator`. Use it as a context manager, or call `finalize`, to free
+    what it holds; at the end of the program that happens by itself.
+
+    One subclass per algorithm, which answers one question: how a flat buffer of gradients is
+    summed over the ranks (`sum_buffer`), and what is packed into such a buffer before.
+    """
+
+    name = 'base'
+
+    def __init__(self, channels: Channels | None = None, config: Config | None = None) -> None:
+        super().__init__(channels or LocalChannels(), config)
+        self._splits = 0
+        self._unused: set[int] = set()
+        self._split_channels: dict[int, Channels | None] = {}
+
+    def set_config(self, name: str, value: Any = True) -> None:
+        """Set 'allreduce_grad_dtype' (None or a float dtype) or 'batched_copy' (bool)."""
+        if name == 'batched_copy':
+            self._config.batched_copy = bool(value)
+        elif name == 'allreduce_grad_dtype':
+            self._config.allreduce_grad_dtype = float_dtype(value)
+        else:
+            raise ArgumentError(
+                f'set_config: unknown name {name!r}. '
+                "Known are 'allreduce_grad_dtype' and 'batched_copy'."
+            )
+
+    def get_config(self, name: str | None = None) -> Any:
+        """Return one configuration value, or a dict of all. An unknown name is a `KeyError`."""
+        values = vars(self._config).copy()
+        return values if name is None else values[name]
+
+    def split(self, color: SupportsIndex | None, key: SupportsIndex) -> Communicator | None:
+        """Make communicators of the same kind and configuration among parts of the ranks.
+
+        Collective: all ranks call it.
+
+        Parameters
+        ----------
+        color : int or None
+            Ranks with the same color get a communicator of their own; None gets none.
+        key : int
+            Orders the ranks of the new communicator; ties are broken by the old rank.
+
+        Notes
+        -----
+        An MPI library has some 2,000 communicators at most. A communicator made by `split` that
+        no rank refers to any more is freed at the next `split`; `finalize` frees it at once.
+        """
+        with self.together('split'):
+            color = None if color is None else int(color)
+            key = int(key)
+        self._free_unused()
+        channels = self._channels.split(color, key)
+        self._splits += 1
+        self._split_channels[self._splits] = channels
+        if channels is None:
+            self._unused.add(self._splits)
+            return None
+        child = type(self)(channels, Config(**vars(self._config)))
+        weakref.finalize(child, self._unused.add, self._splits)
+        return child
+
+    def _free_unused(self) -> None:
+        """Free the splits that no rank refers to any more; the ranks find out which together."""
+        numbers = sorted(self._split_channels)
+        votes = np.array([number in self._unused for number in numbers], np.uint8)
+        self._control.all_reduce(votes, 'min')
+        for number, vote in zip(numbers, votes, strict=True):
+            if vote:
+                self._unused.discard(number)
+                channels = self._split_channels.pop(number)
+                if channels is not None:
+                    channels.close()
+
+    def finalize(self) -> None:
+        """Free what this communicator holds; using it afterwards is an error.
+
+        Collective: all ranks call it, in the same order as other collectives. A second call
+        does nothing.
+        """
+        if not self._closed:
+            self._closed = True
+            self._channels.close()
+
+    def __enter__(self) -> Communicator:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:  # a rank that fails cannot wait for the others here
+            self.finalize()
+
+    def __repr__(self) -> str:
+        return f'<mnx {self.name} communicator, rank {self.rank} of {self.size}>'
+
+
+def float_dtype(value: Any) -> np.dtype[Any] | None:
+    """Return `value` as the dtype of a gradient exchange: None, or a floating-point dtype."""
+    if value is None:
+        return None
+    dtype: np.dtype[Any] = np.dtype(value)
+    if dtype.kind != 'f':
+        raise ArgumentError(
+            f'allreduce_grad_dtype must be a floating-point dtype or None, but got {value!r}.'
+        )
+    return dtype

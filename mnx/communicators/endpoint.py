@@ -1,0 +1,118 @@
+"""What all parts of a communicator stand on: who am I, who are the others, how do we meet."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from mnx.errors import ArgumentError, ClosedError, explain
+from mnx.health.meeting import Meeting, Meetings
+from mnx.topology import Topology
+from mnx.transports.base import Channels, Transport
+
+
+@dataclass
+class Config:
+    """What `set_config` sets.
+
+    Attributes
+    ----------
+    allreduce_grad_dtype : numpy.dtype or None
+        The dtype in which gradients are exchanged; None means their own.
+    batched_copy : bool
+        On GPUs: pack all gradients by one kernel. Has no effect on CPUs.
+    """
+
+    allreduce_grad_dtype: np.dtype[Any] | None = None
+    batched_copy: bool = True
+
+
+class Endpoint:
+    """One rank's end of a communicator.
+
+    Attributes
+    ----------
+    rank, size : int
+        This process's number and the number of processes.
+    intra_rank, intra_size : int
+        The same among the processes of this node.
+    inter_rank, inter_size : int
+        This node's number and the number of nodes.
+    mpi_comm : mpi4py.MPI.Comm or None
+        The user's MPI communicator; mnx talks over duplicates of it. None without MPI.
+    """
+
+    def __init__(self, channels: Channels, config: Config | None = None) -> None:
+        self._channels = channels
+        self._config = config or Config()
+        self._meetings = Meetings(channels.control)
+        self._closed = False
+        self.mpi_comm = channels.mpi_comm
+        self.rank, self.size = channels.control.rank, channels.control.size
+        self.topology = Topology.of_hosts(channels.hosts)
+        self.intra_rank = self.topology.intra_rank(self.rank)
+        self.intra_size = self.topology.intra_size(self.rank)
+        self.inter_rank = self.topology.inter_rank(self.rank)
+        self.inter_size = self.topology.inter_size
+
+    @property
+    def _arrays(self) -> Transport:
+        return self._channels.arrays
+
+    @property
+    def _control(self) -> Transport:
+        return self._channels.control
+
+    def together(self, call: str) -> Meeting:
+        """Return a block at whose end all ranks raise, or none.
+
+        Collective: all ranks enter it, with the same `call`. What one rank raises inside, all
+        raise: the others an error of the same class, or `RemoteError` if it is not one of mnx's.
+
+        Examples
+        --------
+        >>> import mnx
+        >>> comm = mnx.create_communicator('local')
+        >>> with comm.together('load'):
+        ...     data = [1, 2, 3] if comm.rank == 0 else None
+        """
+        if self._closed:
+            raise ClosedError(f'{call}: this communicator has been finalized. Create a new one.')
+        return self._meetings(call)
+
+    def _rank(self, call: str, name: str, value: SupportsIndex) -> int:
+        """Return `value` as an int (NumPy's ints are fine) if it is a rank."""
+        try:
+            rank = operator.index(value)
+        except TypeError:
+            rank = -1
+        if not 0 <= rank < self.size:
+            raise ArgumentError(
+                explain(
+                    call,
+                    f'{name} is not a rank',
+                    f'0 to {self.size - 1}',
+                    repr(value),
+                    rank=self.rank,
+                    size=self.size,
+                    advice='Ranks count from 0 to comm.size - 1',
+                )
+            )
+        return rank
+
+    def _one_per_rank(self, call: str, given: int) -> None:
+        if given != self.size:
+            raise ArgumentError(
+                explain(
+                    call,
+                    'needs one item per rank',
+                    self.size,
+                    given,
+                    rank=self.rank,
+                    size=self.size,
+                    advice='Pass a tuple of comm.size items',
+                )
+            )

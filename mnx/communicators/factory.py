@@ -1,0 +1,112 @@
+"""`create_communicator`: from a name to a communicator."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from mnx.communicators.auto import AutoCommunicator
+from mnx.communicators.base import Communicator, float_dtype
+from mnx.communicators.endpoint import Config
+from mnx.communicators.flat import FlatCommunicator
+from mnx.communicators.local import LocalCommunicator
+from mnx.communicators.naive import NaiveCommunicator
+from mnx.errors import ArgumentError
+from mnx.transports import launch
+from mnx.transports.base import Channels
+from mnx.transports.local import LocalChannels
+
+COMMUNICATORS: dict[str, type[Communicator]] = {
+    cls.name: cls
+    for cls in (AutoCommunicator, NaiveCommunicator, FlatCommunicator, LocalCommunicator)
+}
+
+_said_alone = False
+
+
+def create_communicator(
+    communicator_name: str = 'auto',
+    mpi_comm: Any = None,
+    *,
+    allreduce_grad_dtype: Any = None,
+    batched_copy: bool = True,
+) -> Communicator:
+    """Create the communicator that joins the processes of this job.
+
+    Collective: all ranks of `mpi_comm` call it. Without an MPI launcher the process is alone,
+    needs no MPI, and says so once.
+
+    Parameters
+    ----------
+    communicator_name : str
+        'auto' (the best one for the place), 'naive', 'flat', or 'local' (this process alone).
+    mpi_comm : mpi4py.MPI.Comm, optional
+        The ranks to join; default: all of the job. It is duplicated, never used for messages.
+    allreduce_grad_dtype : dtype, optional
+        Exchange gradients in this floating-point dtype; default: their own.
+    batched_copy : bool
+        On GPUs, pack all gradients by one kernel.
+
+    Returns
+    -------
+    Communicator
+
+    Raises
+    ------
+    ArgumentError
+        An unknown name, or a dtype that is not floating-point.
+    LaunchError
+        A launcher started several processes, but MPI does not join them.
+
+    Examples
+    --------
+    >>> import mnx
+    >>> with mnx.create_communicator('local') as comm:
+    ...     print(comm.rank, comm.size)
+    0 1
+    """
+    if communicator_name not in COMMUNICATORS:
+        known = ', '.join(sorted(COMMUNICATORS))
+        raise ArgumentError(
+            f'Unrecognized communicator: "{communicator_name}". Choose one of {known}.'
+        )
+    config = Config(float_dtype(allreduce_grad_dtype), bool(batched_copy))
+    channels = _channels(communicator_name, mpi_comm)
+    alone = isinstance(channels, LocalChannels)
+    return (LocalCommunicator if alone else COMMUNICATORS[communicator_name])(channels, config)
+
+
+def _channels(name: str, mpi_comm: Any) -> Channels:
+    """Decide what joins the processes: MPI, or nothing because there is one."""
+    if name == 'local':
+        return LocalChannels()
+    launched = launch.detect(os.environ)
+    if mpi_comm is None and launched is None and 'mpi4py.MPI' not in sys.modules:
+        _say_alone()
+        return LocalChannels()
+    return _mpi_channels(launched, mpi_comm)
+
+
+def _mpi_channels(launched: launch.Launch | None, mpi_comm: Any) -> Channels:
+    from mnx.transports import mpi
+
+    try:
+        world = mpi.world_size()
+    except (ImportError, RuntimeError) as error:
+        launch.check_launch(launched, None, str(error))
+        _say_alone()
+        return LocalChannels()
+    launch.check_launch(launched, world, mpi.library_name())
+    return mpi.MpiChannels(mpi_comm)
+
+
+def _say_alone() -> None:
+    global _said_alone
+    if not _said_alone:
+        _said_alone = True
+        print(
+            'mnx: one process (no MPI launcher). For more, start the script by '
+            '`mpiexec -n 4 python ...`.',
+            file=sys.stderr,
+        )

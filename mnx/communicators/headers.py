@@ -1,0 +1,56 @@
+"""What travels before an array: its dtype and shape, as 16 int64.
+
+word   0       1      2 ... 15
+       dtype   ndim   shape, padded with zeros
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mnx.arrays import Array, dtype_number, dtype_of
+
+WORDS = 16
+
+
+def header(x: Array) -> Array:
+    """Return the header of the contiguous array `x`, shape (16,), int64."""
+    words = np.zeros(WORDS, np.int64)
+    words[0] = dtype_number(x.dtype)
+    words[1] = x.ndim
+    words[2 : 2 + x.ndim] = x.shape
+    return words
+
+
+def headers(xs: Sequence[Array]) -> Array:
+    """Return the headers of `xs`, shape (len(xs), 16), int64."""
+    return np.stack([header(x) for x in xs]) if xs else np.empty((0, WORDS), np.int64)
+
+
+def allocate(words: Array) -> Array:
+    """Return a new array as the header describes it."""
+    number, ndim, *shape = words.tolist()
+    return np.empty(shape[:ndim], dtype_of(number))
+
+
+def nbytes(table: Array) -> list[int]:
+    """Return the bytes of each array described by `table`, shape (n, 16)."""
+    return [
+        dtype_of(number).itemsize * int(np.prod(shape[:ndim], dtype=np.int64))
+        for number, ndim, *shape in table.tolist()
+    ]
+
+
+def cut(buffer: Array, table: Array) -> tuple[Array, ...]:
+    """Cut the bytes in `buffer` into the arrays described by `table`, as views where possible."""
+    found, at = [], 0
+    for (number, ndim, *shape), size in zip(table.tolist(), nbytes(table), strict=True):
+        dtype = dtype_of(number)
+        piece = buffer[at : at + size]
+        # an odd number of bytes before it leaves a piece unaligned
+        piece = piece.copy() if at % dtype.alignment else piece
+        found.append(piece.view(dtype).reshape(shape[:ndim]))
+        at += size
+    return tuple(found)

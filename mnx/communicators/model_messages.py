@@ -1,0 +1,215 @@
+"""What data-parallel training asks of a communicator: equal parameters, averaged gradients."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, SupportsIndex
+
+import chainer
+import numpy as np
+
+from mnx.arrays import Array, reduction
+from mnx.communicators.endpoint import Endpoint
+from mnx.errors import ArgumentError
+from mnx.packing import Bucket, Packer, plan
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A mean over ranks is a sum with factors: one for this rank's part, one for the total."""
+
+    before: float
+    after: float
+
+
+class ModelMessages(Endpoint):
+    """The model methods of a communicator.
+
+    A subclass says which arrays are packed (`pack_below`), in pieces of which length a buffer
+    is summed (`piece_bytes`), and how: `sum_buffer`.
+    """
+
+    pack_below: float = float('inf')
+    piece_bytes: int | None = None
+
+    @functools.cached_property
+    def _packer(self) -> Packer:
+        return Packer()
+
+    def sum_buffer(self, buffer: Array) -> None:
+        """Replace a flat buffer by its sum over all ranks. Collective."""
+        self._arrays.all_reduce(buffer)
+
+    def multi_node_mean_grad(
+        self,
+        model: chainer.Link,
+        zero_fill: bool = False,
+        *,
+        weight: float | None = None,
+        fact: str = '',
+    ) -> None:
+        """Replace every gradient of `model` by its mean over the ranks, in place.
+
+        Collective: all ranks call it with the same model.
+
+        Parameters
+        ----------
+        model : chainer.Link
+        zero_fill : bool
+            Count a missing gradient as zeros, so that ranks whose graphs used different
+            parameters still agree. Otherwise parameters without a gradient are left out, and
+            must be the same ones on all ranks. Uninitialised parameters are always left out.
+        weight : float, optional
+            This rank's share in the mean, such as its number of samples. Given by all ranks or
+            by none; none means equal shares.
+        fact : str
+            Anything else that must be the same on all ranks, such as the learning rate.
+
+        Raises
+        ------
+        MismatchError
+            The ranks' gradients differ in name, shape or dtype (on all ranks).
+        ArgumentError
+            A negative weight, or all weights zero; in debug mode, a non-finite result.
+
+        Notes
+        -----
+        float16 and bfloat16 gradients are summed in float32 unless the communicator was made
+        with another ``allreduce_grad_dtype``. Sums first, then divides.
+        """
+        with self.together('multi_node_mean_grad') as meeting:
+            if zero_fill:
+                _fill_missing(model)
+            named = [(name, p.grad) for name, p in _parameters(model) if p.grad is not None]
+            self._bring_layout(meeting, named, f'{fact} weighted={weight is not None}'.lstrip())
+            if weight is not None and not weight >= 0:
+                raise ArgumentError(f'multi_node_mean_grad: a weight is >= 0, but got {weight!r}.')
+        grads = [grad for _, grad in named]
+        self._mean(grads, self._scaling(weight))
+        if chainer.is_debug():
+            self._check_finite(named)
+
+    def allreduce_grad(self, model: chainer.Link, zero_fill: bool = False) -> None:
+        """As `multi_node_mean_grad`, its old name."""
+        warnings.warn(
+            'allreduce_grad is deprecated; use multi_node_mean_grad.',
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        self.multi_node_mean_grad(model, zero_fill)
+
+    def bcast_data(self, model: chainer.Link) -> None:
+        """Overwrite the parameters of `model` by rank 0's, bit by bit.
+
+        Collective: all ranks call it with the same model. Uninitialised parameters are left
+        out. Persistent values and an optimizer's state are `create_multi_node_optimizer`'s care.
+        """
+        self.bcast_into([(n, p.array) for n, p in _parameters(model)], call='bcast_data')
+
+    broadcast_data = bcast_data
+
+    def bcast_into(
+        self,
+        named: Sequence[tuple[str, Array]],
+        root: SupportsIndex = 0,
+        *,
+        call: str = 'bcast_into',
+    ) -> None:
+        """Overwrite arrays on all ranks by the root's, in place.
+
+        Collective: all ranks give the same names, shapes and dtypes, in the same order.
+        """
+        with self.together(call) as meeting:
+            root = self._rank(call, 'root', root)
+            self._bring_layout(meeting, named, f'root={root}')
+        arrays = [array for _, array in named]
+        for bucket in _plan(arrays, [a.dtype for a in arrays], self.pack_below):
+            buffer = self._packer.pack(bucket, arrays)
+            self._arrays.broadcast(buffer.view(np.uint8), root)
+            self._packer.unpack(bucket, buffer, arrays)
+
+    def _bring_layout(self, meeting: Any, named: Sequence[tuple[str, Array]], fact: str) -> None:
+        layout = tuple((name, x.shape, x.dtype) for name, x in named)
+        meeting.bring(fact, f'{len(layout)} arrays', f'layout={_digest(layout):08x}')
+        meeting.detail(lambda: [f'{name} {dtype}{shape}' for name, shape, dtype in layout])
+
+    def _mean(self, arrays: Sequence[Array], scaling: Scaling) -> None:
+        for bucket in _plan(arrays, [self._wire(a) for a in arrays], self.pack_below):
+            buffer = self._packer.pack(bucket, arrays)
+            for piece in self._pieces(buffer):
+                _scale(piece, scaling.before)
+                self.sum_buffer(piece)
+                _scale(piece, scaling.after)
+            self._packer.unpack(bucket, buffer, arrays)
+
+    def _wire(self, array: Array) -> np.dtype[Any]:
+        return reduction(self._config.allreduce_grad_dtype or array.dtype, 'sum').wire
+
+    def _pieces(self, buffer: Array) -> Iterator[Array]:
+        """Cut `buffer` into views that stay in cache between scaling and summing."""
+        step = (self.piece_bytes or buffer.nbytes) // buffer.itemsize
+        for start in range(0, buffer.size, step):
+            yield buffer[start : start + step]
+
+    def _scaling(self, weight: float | None) -> Scaling:
+        if weight is None:
+            return Scaling(1.0, 1.0 / self.size)
+        weights = np.empty(self.size, np.float64)
+        self._control.all_gather(np.array([weight], np.float64), weights, [1] * self.size)
+        if (weights == weights[0]).all() and weight > 0:
+            return Scaling(1.0, 1.0 / self.size)
+        total = float(weights.sum())
+        if not 0 < total < float('inf'):
+            raise ArgumentError(
+                f'multi_node_mean_grad: the weights of the ranks add up to {total}, '
+                f'but a mean needs a positive finite sum: {weights.tolist()}.'
+            )
+        return Scaling(weight, 1.0 / total)
+
+    def _check_finite(self, named: Sequence[tuple[str, Array]]) -> None:
+        bad = [name for name, grad in named if not bool((abs(grad) < float('inf')).all())]
+        if bad:  # the mean is the same everywhere, so every rank raises
+            raise ArgumentError(
+                f'multi_node_mean_grad: gradients diverged after allreduce: {", ".join(bad)}. '
+                'Some rank had a NaN or an infinity there before.'
+            )
+
+
+def _parameters(model: chainer.Link) -> list[tuple[str, chainer.Parameter]]:
+    """Return the initialised parameters with their names, sorted by name."""
+    return sorted(
+        ((name, p) for name, p in model.namedparams(include_uninit=False)), key=lambda pair: pair[0]
+    )
+
+
+def _fill_missing(model: chainer.Link) -> None:
+    for _, param in _parameters(model):
+        if param.grad is None:
+            param.grad = param.xp.zeros_like(param.array)
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(layout: tuple[tuple[str, tuple[int, ...], np.dtype[Any]], ...]) -> int:
+    return zlib.crc32(repr([(n, s, d.str) for n, s, d in layout]).encode())
+
+
+def _plan(arrays: Sequence[Array], wires: Sequence[np.dtype[Any]], below: float) -> list[Bucket]:
+    return _cached_plan(tuple(a.size for a in arrays), tuple(wires), below)
+
+
+@functools.lru_cache(maxsize=64)
+def _cached_plan(
+    sizes: tuple[int, ...], wires: tuple[np.dtype[Any], ...], below: float
+) -> list[Bucket]:
+    return plan(sizes, wires, below)
+
+
+def _scale(piece: Array, factor: float) -> None:
+    if factor == 0.0:
+        piece.fill(0)  # not a product: nobody's NaN may come in with weight 0
+    elif factor != 1.0:
+        piece *= factor

@@ -1,0 +1,1 @@
+"""How gradients of different ranks become one mean."""

@@ -1,0 +1,1 @@
+"""What keeps a job of many processes understandable when something goes wrong."""

@@ -1,0 +1,175 @@
+"""Every rank raises, or none: the one place that all collectives pass through.
+
+Plain MPI adds up float32 and int32 without a word, and waits for ever when one rank raises before
+a collective and the others enter it. So all ranks meet first::
+
+    rank 0  allreduce #7 float32 (3,)  ─┐                 ┌─ all equal: the collective begins
+    rank 1  allreduce #7 float32 (3,)  ─┼─► max, min of ──┤
+    rank 2  allreduce #7 int32   (3,)  ─┘   5 numbers     └─ not: tell all, every rank raises
+
+The numbers are [failed?, sequence, digest, -sequence, -digest]; the largest of -x is minus the
+smallest x, so one small all-reduce tells whether all are equal. Only if they are not, the ranks
+exchange words: what each one called, from which line, and what it failed of.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from mnx.errors import MismatchError, MnxError, RemoteError
+from mnx.transports import pickles
+from mnx.transports.base import Transport
+
+_PACKAGE = str(Path(__file__).resolve().parent.parent)
+
+
+@dataclass
+class Report:
+    """What one rank tells the others when they disagree."""
+
+    rank: int
+    sequence: int
+    call: str
+    site: str
+    error: str | None
+    error_type: type[MnxError] | None
+    details: list[str]
+
+
+class Meetings:
+    """Numbers the meetings of one communicator, so that a skipped one shows."""
+
+    def __init__(self, control: Transport) -> None:
+        self.control = control
+        self.sequence = 0
+        self.words = np.empty(5, np.int64)
+
+    def __call__(self, call: str) -> Meeting:
+        """Return the next meeting."""
+        self.sequence += 1
+        return Meeting(self, call)
+
+
+class Meeting:
+    """A block in which this rank checks its part of a collective; at its end all ranks compare.
+
+    Whatever is raised inside on one rank is raised on all: there as it is, elsewhere as an error
+    of the same class (or as `RemoteError`, if it is not one of mnx's own).
+    """
+
+    def __init__(self, meetings: Meetings, call: str) -> None:
+        self._meetings = meetings
+        self._call = call
+        self._detail: Callable[[], list[str]] = list
+
+    def bring(self, *facts: object) -> None:
+        """Add facts that must be equal on all ranks, such as a dtype and a shape."""
+        self._call += ' ' + ' '.join(str(fact) for fact in facts)
+
+    def detail(self, lines: Callable[[], list[str]]) -> None:
+        """Say what a digest stands for; `lines` is called only if the ranks disagree."""
+        self._detail = lines
+
+    def __enter__(self) -> Meeting:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None and not isinstance(error, Exception):
+            return  # SystemExit, KeyboardInterrupt: the job ends, there is nothing to vote on
+        if self._all_equal(failed=error is not None):
+            return
+        reports = pickles.all_gather(self._meetings.control, self._report(error))
+        if error is None:
+            raise verdict(reports)
+
+    def _all_equal(self, failed: bool) -> bool:
+        words, sequence = self._meetings.words, self._meetings.sequence
+        digest = zlib.crc32(self._call.encode())
+        words[:] = failed, sequence, digest, -sequence, -digest
+        self._meetings.control.all_reduce(words, 'max')
+        any_failed, high, high_digest, low, low_digest = words.tolist()
+        return not any_failed and high == -low and high_digest == -low_digest
+
+    def _report(self, error: Exception | None) -> Report:
+        own = type(error) if isinstance(error, MnxError) else None
+        text = None if error is None else str(error) if own else f'{type(error).__name__}: {error}'
+        meetings = self._meetings
+        return Report(
+            meetings.control.rank,
+            meetings.sequence,
+            self._call,
+            call_site(),
+            text,
+            own,
+            self._detail(),
+        )
+
+
+def verdict(reports: list[Report]) -> MnxError:
+    """Return the error that a rank raises which did not fail itself."""
+    failed = [r for r in reports if r.error is not None]
+    if not failed:
+        lines = ['the ranks do not make the same call.', table(reports), *oddities(reports)]
+        return MismatchError('\n'.join(lines))
+    first = failed[0]
+    if first.error_type is not None:
+        return first.error_type(first.error)
+    return RemoteError(f'{first.call}: rank {first.rank} of {len(reports)} failed: {first.error}')
+
+
+def table(reports: list[Report]) -> str:
+    """Return one line for each rank, those that differ from the majority marked.
+
+    >>> calls = ['bcast root=0', 'bcast root=1', 'bcast root=0']
+    >>> print(table([Report(rank, 1, call, 'a.py:3', None, None, [])
+    ...              for rank, call in enumerate(calls)]))
+      rank 0  #1  bcast root=0  at a.py:3
+    > rank 1  #1  bcast root=1  at a.py:3
+      rank 2  #1  bcast root=0  at a.py:3
+    """
+    calls = [(r.sequence, r.call) for r in reports]
+    usual = max(calls, key=calls.count)
+    width = max(len(r.call) for r in reports)
+    return '\n'.join(
+        f'{" " if call == usual else ">"} rank {r.rank}  #{r.sequence}  '
+        f'{r.call:{width}}  at {r.site}'
+        for r, call in zip(reports, calls, strict=True)
+    )
+
+
+def oddities(reports: list[Report]) -> list[str]:
+    """Return what some ranks brought and others did not, such as a parameter of its own.
+
+    >>> oddities([Report(0, 1, 'f', 'a.py:3', None, None, ['/W float32(3,)']),
+    ...           Report(1, 1, 'f', 'a.py:3', None, None, ['/W float32(3,)', '/b float32(1,)'])])
+    ['only on rank(s) 1: /b float32(1,)']
+    """
+    holders: dict[str, list[int]] = {}
+    for report in reports:
+        for detail in report.details:
+            holders.setdefault(detail, []).append(report.rank)
+    return [
+        f'only on rank(s) {", ".join(map(str, ranks))}: {detail}'
+        for detail, ranks in holders.items()
+        if len(ranks) < len(reports)
+    ]
+
+
+def call_site() -> str:
+    """Return ``file:line`` of the innermost frame that is not mnx's."""
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    return f'{frame.f_code.co_filename}:{frame.f_lineno}'

@@ -1,0 +1,254 @@
+"""Any Chainer optimizer, fed with gradients averaged over all ranks.
+
+One ``update(lossfun, *args)`` on every rank::
+
+    1. forward   2. backward   3. exchange             4. the actual optimizer's update
+    loss_r   ->  grad_r    ->  mean over all samples ->  hooks, rule: equal on all ranks
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import chainer
+from chainer.backends import cuda
+from chainer.serializer import Deserializer, Serializer
+
+from mnx.communicators import Communicator
+from mnx.errors import ArgumentError
+from mnx.gradients.exchange import GradientExchange
+from mnx.optimizers.batch_size import batch_size
+from mnx.optimizers.link_state import LinkState
+from mnx.optimizers.replicate import replicate, replicate_parameters
+
+
+class MultiNodeOptimizer:
+    """What `create_multi_node_optimizer` returns.
+
+    Reads and writes of any other attribute (``lr``, ``t``, ``target``, ``add_hook`` ...) go to
+    the actual optimizer, so Chainer's Trainer, updaters, hooks and schedules work unchanged.
+
+    Attributes
+    ----------
+    actual_optimizer : chainer.Optimizer
+    communicator : Communicator
+    weight : callable or None
+        As given to `create_multi_node_optimizer`.
+    """
+
+    _OWN = frozenset(
+        {'actual_optimizer', 'communicator', 'weight', '_exchange', '_lazy', '_loaded'}
+    )
+
+    def __init__(
+        self,
+        actual_optimizer: chainer.Optimizer,
+        communicator: Communicator,
+        exchange: GradientExchange,
+        weight: Callable[..., float] | None = None,
+    ) -> None:
+        self.actual_optimizer = actual_optimizer
+        self.communicator = communicator
+        self.weight = weight
+        self._exchange = exchange
+        self._lazy: set[str] = set()
+        self._loaded = False
+        if actual_optimizer.target is not None:
+            self._replicate()
+
+    def setup(self, link: chainer.Link) -> MultiNodeOptimizer:
+        """Set the model to train and make it equal on all ranks.
+
+        Collective: all ranks call it. Parameters, persistent values and the optimizer's state
+        are overwritten by rank 0's.
+        """
+        self.actual_optimizer.setup(link)
+        self._replicate()
+        return self
+
+    def update(
+        self,
+        lossfun: Callable[..., chainer.Variable] | None = None,
+        *args: Any,
+        weight: float | None = None,
+        **kwds: Any,
+    ) -> None:
+        """Update the parameters by the mean gradient over the global batch.
+
+        Collective: all ranks call it.
+
+        Parameters
+        ----------
+        lossfun : callable, optional
+            Called as ``lossfun(*args, **kwds)``; returns the *mean* loss over the local batch.
+            Without it the gradients must have been computed.
+        weight : float, optional
+            This rank's share in the mean. Default: the number of samples in `args`, so that
+            unequal local batches give the gradient of the mean over all their samples; equal
+            shares if `args` do not tell, or without `lossfun`. Given by all ranks or by none.
+
+        Raises
+        ------
+        MismatchError
+            The ranks' models, gradients or hyperparameters differ (on all ranks).
+        ArgumentError
+            Parameters were initialised differently on the ranks after `setup`, and the given
+            gradients belong to those (on all ranks).
+
+        Notes
+        -----
+        If a parameter gets its shape and first values in this forward pass, all ranks take
+        those of the first rank that has them and run the forward pass again; what the first
+        run changed in the links is taken back.
+        """
+        if self._loaded:
+            self._replicate()
+        if lossfun is None:
+            self._check_late_parameters()
+        else:
+            weight = self._backward(lossfun, args, kwds, weight)
+        self._exchange(self.target, weight, self._hyperparameters())
+        self.actual_optimizer.update(None)
+
+    def serialize(self, serializer: Serializer) -> None:
+        """Save or load the actual optimizer's state.
+
+        After loading, the next `update` makes all ranks equal to rank 0 first; so all ranks
+        must load.
+        """
+        self.actual_optimizer.serialize(serializer)
+        self._loaded = self._loaded or isinstance(serializer, Deserializer)
+
+    def _backward(
+        self,
+        lossfun: Callable[..., chainer.Variable],
+        args: tuple[Any, ...],
+        kwds: dict[str, Any],
+        weight: float | None,
+    ) -> float | None:
+        loss = self._forward(lossfun, args, kwds)
+        if getattr(self.actual_optimizer, '_use_cleargrads', True):
+            self.target.cleargrads()
+        else:
+            self.target.zerograds()
+        loss.backward(loss_scale=self.actual_optimizer._loss_scale)
+        if weight is not None:
+            return weight
+        return self.weight(*args, **kwds) if self.weight else batch_size(args, kwds)
+
+    def _forward(
+        self,
+        lossfun: Callable[..., chainer.Variable],
+        args: tuple[Any, ...],
+        kwds: dict[str, Any],
+    ) -> chainer.Variable:
+        self._replicate_late_parameters()
+        state = LinkState(self.target) if self._lazy else None
+        loss = lossfun(*args, **kwds)
+        if state is not None and self._replicate_late_parameters():
+            state.restore()
+            loss = lossfun(*args, **kwds)
+        return loss
+
+    def _replicate(self) -> None:
+        replicate(self.actual_optimizer, self.communicator)
+        self._lazy = _uninitialized(self.target)
+        self._loaded = False
+
+    def _replicate_late_parameters(self) -> bool:
+        """Replicate parameters that were initialised since the last time, on any rank.
+
+        Costs one vote, and that only while some parameter is uninitialised.
+        """
+        if not self._lazy or self.communicator.agree(_uninitialized(self.target) == self._lazy):
+            return False
+        replicate_parameters(self.target, self.communicator)
+        self._lazy = _uninitialized(self.target)
+        return True
+
+    def _check_late_parameters(self) -> None:
+        """As `_replicate_late_parameters`, but the gradients already belong to the values."""
+        before = _values(self.target, self._lazy)
+        if self._replicate_late_parameters():
+            kept = all(_values(self.target, {name})[name] == v for name, v in before.items())
+            if not self.communicator.agree(kept):
+                raise ArgumentError(
+                    'update: parameters that were initialised after setup() differed between the '
+                    'ranks when the gradients were computed. Call update(lossfun, ...) instead, '
+                    'or initialise the model before setup(), or seed all ranks alike.'
+                )
+
+    def _hyperparameters(self) -> str:
+        hyperparam = getattr(self.actual_optimizer, 'hyperparam', None)
+        return '' if hyperparam is None else repr(hyperparam)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('__') or name in self._OWN:
+            raise AttributeError(name)
+        return getattr(self.actual_optimizer, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._OWN:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.actual_optimizer, name, value)
+
+
+def create_multi_node_optimizer(
+    actual_optimizer: chainer.Optimizer,
+    communicator: Communicator,
+    double_buffering: bool = False,
+    zero_fill: bool = True,
+    *,
+    weight: Callable[..., float] | None = None,
+) -> MultiNodeOptimizer:
+    """Wrap a Chainer optimizer so that it trains on all ranks' data.
+
+    n ranks with local batches of b samples update as one process with a batch of n * b. The
+    learning rate is not changed.
+
+    Parameters
+    ----------
+    actual_optimizer : chainer.Optimizer
+    communicator : Communicator
+    double_buffering : bool
+        Not available yet.
+    zero_fill : bool
+        Count a missing gradient as zeros, so that ranks may use different parameters.
+    weight : callable, optional
+        ``weight(*args, **kwds)`` returns a rank's share in the mean, from the arguments of the
+        loss function. Default: the number of samples.
+
+    Returns
+    -------
+    MultiNodeOptimizer
+
+    Examples
+    --------
+    >>> import chainer, mnx
+    >>> comm = mnx.create_communicator('local')
+    >>> optimizer = mnx.create_multi_node_optimizer(chainer.optimizers.Adam(), comm)
+    >>> optimizer = optimizer.setup(chainer.links.Linear(3, 2))
+    """
+    if double_buffering:
+        raise ArgumentError(
+            'create_multi_node_optimizer: double_buffering is not available yet. Leave it out: '
+            'without it no gradient is one step old.'
+        )
+    exchange = GradientExchange(communicator, zero_fill)
+    return MultiNodeOptimizer(actual_optimizer, communicator, exchange, weight)
+
+
+def _uninitialized(model: chainer.Link) -> set[str]:
+    return {name for name, param in model.namedparams() if param.array is None}
+
+
+def _values(model: chainer.Link, names: set[str]) -> dict[str, int]:
+    """Return a checksum of each initialised parameter in `names`."""
+    return {
+        name: zlib.crc32(cuda.to_cpu(param.array).tobytes())
+        for name, param in model.namedparams()
+        if name in names and param.array is not None
+    }

@@ -1,0 +1,1 @@
+"""How bytes move between ranks. A transport knows no shapes, models or policy."""

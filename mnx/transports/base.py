@@ -1,0 +1,138 @@
+"""The contract between communicators and the wire.
+
+A transport moves flat, contiguous buffers between the ranks of one group. It knows nothing of
+shapes, dtypes that need care, tuples, models or errors of users: all of that is the
+communicators' business. Counts are in elements of the buffer.
+
+Collective methods must be called by all ranks of the group in the same order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mnx.arrays import Array
+
+ANY_TAG = -1  # also the value of MPI.ANY_TAG in MPICH and Open MPI
+
+
+class Pending(Protocol):
+    """A collective that has been started and not yet awaited."""
+
+    def test(self) -> bool:
+        """Make progress; return whether it has ended."""
+
+    def wait(self) -> None:
+        """Return when it has ended."""
+
+
+@dataclass(frozen=True, eq=False)
+class Message:
+    """A received point-to-point message: its bytes (uint8), who sent it and with which tag."""
+
+    buffer: Array
+    source: int
+    tag: int
+
+
+class Transport(ABC):
+    """Moves flat contiguous buffers between the ranks of one group."""
+
+    rank: int
+    size: int
+    max_tag: int
+    any_source: int
+
+    @abstractmethod
+    def send(self, buffer: Array, dest: int, tag: int) -> None:
+        """Send `buffer` to `dest`; it may be changed when this returns."""
+
+    @abstractmethod
+    def recv(self, buffer: Array, source: int, tag: int) -> None:
+        """Fill `buffer` with a message of the same number of bytes."""
+
+    @abstractmethod
+    def recv_message(self, source: int, tag: int, status: Any = None) -> Message:
+        """Receive a message of any length; `source` may be `any_source`, `tag` ANY_TAG."""
+
+    @abstractmethod
+    def broadcast(self, buffer: Array, root: int) -> None:
+        """Fill every rank's `buffer` with the root's."""
+
+    @abstractmethod
+    def reduce(self, buffer: Array, root: int, op: str = 'sum') -> None:
+        """Reduce all ranks' buffers into the root's `buffer`; the others' stay as they are."""
+
+    @abstractmethod
+    def all_reduce(self, buffer: Array, op: str = 'sum') -> None:
+        """Replace every rank's `buffer` by the reduction of all."""
+
+    @abstractmethod
+    def start_all_reduce(self, buffer: Array, op: str = 'sum') -> Pending:
+        """Start `all_reduce`; `buffer` belongs to the transport until it has ended."""
+
+    @abstractmethod
+    def reduce_scatter(
+        self, sent: Array, received: Array, counts: Sequence[int], op: str = 'sum'
+    ) -> None:
+        """Reduce `sent`, cut it by `counts`, and put this rank's piece into `received`."""
+
+    @abstractmethod
+    def gather(self, sent: Array, received: Sequence[Array] | None, root: int) -> None:
+        """Fill the root's `received[r]` with rank r's buffer."""
+
+    @abstractmethod
+    def scatter(self, sent: Sequence[Array] | None, received: Array, root: int) -> None:
+        """Fill rank r's buffer with the root's `sent[r]`."""
+
+    @abstractmethod
+    def all_gather(self, sent: Array, received: Array, counts: Sequence[int]) -> None:
+        """Put the ranks' buffers (of `counts` elements) one behind the other on every rank."""
+
+    @abstractmethod
+    def all_to_all(self, sent: Sequence[Array], received: Sequence[Array]) -> None:
+        """Fill rank r's `received[s]` with rank s's `sent[r]`."""
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Return when all ranks have called it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the transport holds. Collective."""
+
+
+class Channels(ABC):
+    """Everything one communicator needs to talk to its ranks.
+
+    Attributes
+    ----------
+    arrays : Transport
+        Carries arrays.
+    control : Transport
+        Carries votes, headers and pickled objects in collectives. May be the one of the arrays.
+    mail : Transport
+        Carries pickled objects from point to point. Apart from the others, since a receiver may
+        take objects of any tag and must not find an array or a piece of a collective instead.
+    hosts : tuple of str
+        Name of each rank's host.
+    mpi_comm : mpi4py.MPI.Comm or None
+        The user's own communicator: never used for mnx's messages.
+    """
+
+    arrays: Transport
+    control: Transport
+    mail: Transport
+    hosts: tuple[str, ...]
+    mpi_comm: Any
+
+    @abstractmethod
+    def split(self, color: int | None, key: int) -> Channels | None:
+        """Make channels among the ranks of one `color`, ordered by `key`. Collective."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the transports. Collective."""

@@ -1,0 +1,128 @@
+"""One process alone: no MPI needed. Every collective is the identity or a copy."""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from mnx.arrays import Array, as_bytes
+from mnx.errors import ArgumentError
+from mnx.transports.base import ANY_TAG, Channels, Message, Transport
+
+
+class Done:
+    """A collective that ended before it was started."""
+
+    def test(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        return None
+
+
+class OwnMail:
+    """Messages that a rank sends to itself: of any length, since nobody has to wait for them."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._messages: deque[Message] = deque()
+
+    def put(self, buffer: Array, tag: int) -> None:
+        """Keep a copy of `buffer`."""
+        self._messages.append(Message(as_bytes(buffer).copy(), self._rank, tag))
+
+    def find(self, tag: int) -> Message | None:
+        """Take out the oldest message with `tag` (or any, for ANY_TAG)."""
+        for message in self._messages:
+            if tag in (ANY_TAG, message.tag):
+                self._messages.remove(message)
+                return message
+        return None
+
+    def take(self, tag: int) -> Message:
+        """As `find`, but a missing message is an error: waiting for it would last for ever."""
+        message = self.find(tag)
+        if message is None:
+            raise ArgumentError(
+                f'recv: rank {self._rank} waits for a message from itself with tag {tag} '
+                'but has sent none. Send before you receive, or check source and tag.'
+            )
+        return message
+
+
+class LocalTransport(Transport):
+    """The transport of a group of one."""
+
+    rank = 0
+    size = 1
+    max_tag = 2**31 - 1
+    any_source = -1
+
+    def __init__(self) -> None:
+        self._mail = OwnMail(0)
+
+    def send(self, buffer: Array, dest: int, tag: int) -> None:
+        self._mail.put(buffer, tag)
+
+    def recv(self, buffer: Array, source: int, tag: int) -> None:
+        as_bytes(buffer)[:] = self._mail.take(tag).buffer
+
+    def recv_message(self, source: int, tag: int, status: Any = None) -> Message:
+        return self._mail.take(tag)
+
+    def broadcast(self, buffer: Array, root: int) -> None:
+        pass
+
+    def reduce(self, buffer: Array, root: int, op: str = 'sum') -> None:
+        pass
+
+    def all_reduce(self, buffer: Array, op: str = 'sum') -> None:
+        pass
+
+    def start_all_reduce(self, buffer: Array, op: str = 'sum') -> Done:
+        return Done()
+
+    def reduce_scatter(
+        self, sent: Array, received: Array, counts: Sequence[int], op: str = 'sum'
+    ) -> None:
+        received[:] = sent
+
+    def gather(self, sent: Array, received: Sequence[Array] | None, root: int) -> None:
+        if received is not None:
+            received[0][:] = sent
+
+    def scatter(self, sent: Sequence[Array] | None, received: Array, root: int) -> None:
+        if sent is not None:
+            received[:] = sent[0]
+
+    def all_gather(self, sent: Array, received: Array, counts: Sequence[int]) -> None:
+        received[:] = sent
+
+    def all_to_all(self, sent: Sequence[Array], received: Sequence[Array]) -> None:
+        received[0][:] = sent[0]
+
+    def barrier(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class LocalChannels(Channels):
+    """The channels of a process that is alone."""
+
+    mpi_comm = None
+
+    def __init__(self) -> None:
+        self.arrays = self.control = LocalTransport()
+        self.mail = LocalTransport()
+        self.hosts = (socket.gethostname(),)
+
+    def split(self, color: int | None, key: int) -> LocalChannels | None:
+        return None if color is None else LocalChannels()
+
+    def close(self) -> None:
+        self.arrays.close()
+        self.mail.close()

@@ -1,0 +1,237 @@
+"""MPI by way of mpi4py, host buffers in and out.
+
+The only module of mnx, with `mpi_emergency`, that imports mpi4py, and only when it is called.
+No message holds more than `LARGEST_COUNT` elements: longer buffers travel in pieces, since not
+every MPI library takes 2**31 elements or more (Open MPI 5 refuses, Intel MPI sums them wrongly).
+
+References: MPI 4.1, chapters 3 (point-to-point), 6 (collectives) and 7 (groups).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mnx.arrays import Array, as_bytes, synchronize
+from mnx.transports.base import ANY_TAG, Channels, Message, Pending, Transport
+from mnx.transports.local import OwnMail
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+LARGEST_COUNT = 2**30
+
+
+def pieces(buffer: Array) -> Iterator[Array]:
+    """Cut `buffer` into views of at most `LARGEST_COUNT` elements; an empty one into none."""
+    for start in range(0, buffer.size, LARGEST_COUNT):
+        yield buffer[start : start + LARGEST_COUNT]
+
+
+class Requests:
+    """Some started MPI operations that end together."""
+
+    def __init__(self, requests: list[MPI.Request]) -> None:
+        self._mpi = _mpi()
+        self._requests = requests
+
+    def test(self) -> bool:
+        return bool(self._mpi.Request.Testall(self._requests))
+
+    def wait(self) -> None:
+        self._mpi.Request.Waitall(self._requests)
+
+
+class MpiTransport(Transport):
+    """Moves buffers over a private duplicate of `comm`.
+
+    Gather, scatter and all-to-all go from point to point, straight between the ranks' arrays:
+    no copy into one long buffer, and no limit on its length. Their messages carry the highest
+    tag, which users cannot give.
+    """
+
+    def __init__(self, comm: MPI.Comm) -> None:
+        self._mpi = mpi = _mpi()
+        self._comm = comm.Dup()
+        self.rank, self.size = self._comm.rank, self._comm.size
+        self._own_tag = int(self._comm.Get_attr(mpi.TAG_UB) or 0)
+        self.max_tag = self._own_tag - 1
+        self.any_source = int(mpi.ANY_SOURCE)
+        self._own_mail = OwnMail(self.rank)
+        self._ops = {'sum': mpi.SUM, 'max': mpi.MAX, 'min': mpi.MIN, 'prod': mpi.PROD}
+
+    def send(self, buffer: Array, dest: int, tag: int) -> None:
+        synchronize(buffer)
+        if dest == self.rank:
+            self._own_mail.put(buffer, tag)
+            return
+        for piece in pieces(buffer):
+            self._comm.Send(piece, dest, tag)
+
+    def recv(self, buffer: Array, source: int, tag: int) -> None:
+        if source == self.rank:
+            as_bytes(buffer)[:] = self._own_mail.take(tag).buffer
+            return
+        for piece in pieces(buffer):
+            self._comm.Recv(piece, source, tag)
+
+    def recv_message(self, source: int, tag: int, status: MPI.Status | None = None) -> Message:
+        if source == self.rank:
+            return self._own_mail.take(tag)
+        if source == self.any_source and (own := self._own_mail.find(tag)):
+            return own
+        mpi = self._mpi
+        status = status or mpi.Status()
+        message = self._comm.Mprobe(source, mpi.ANY_TAG if tag == ANY_TAG else tag, status)
+        buffer = np.empty(status.Get_count(mpi.BYTE), np.uint8)
+        message.Recv(buffer, status)
+        return Message(buffer, status.source, status.tag)
+
+    def broadcast(self, buffer: Array, root: int) -> None:
+        synchronize(buffer)
+        for piece in pieces(buffer):
+            self._comm.Bcast(piece, root)
+
+    def reduce(self, buffer: Array, root: int, op: str = 'sum') -> None:
+        synchronize(buffer)
+        for piece in pieces(buffer):
+            if self.rank == root:
+                self._comm.Reduce(self._mpi.IN_PLACE, piece, self._ops[op], root)
+            else:
+                self._comm.Reduce(piece, None, self._ops[op], root)
+
+    def all_reduce(self, buffer: Array, op: str = 'sum') -> None:
+        synchronize(buffer)
+        in_place, mpi_op = self._mpi.IN_PLACE, self._ops[op]
+        for piece in pieces(buffer):
+            self._comm.Allreduce(in_place, piece, mpi_op)
+
+    def start_all_reduce(self, buffer: Array, op: str = 'sum') -> Pending:
+        synchronize(buffer)
+        in_place, mpi_op = self._mpi.IN_PLACE, self._ops[op]
+        return Requests(
+            [self._comm.Iallreduce(in_place, piece, mpi_op) for piece in pieces(buffer)]
+        )
+
+    def reduce_scatter(
+        self, sent: Array, received: Array, counts: Sequence[int], op: str = 'sum'
+    ) -> None:
+        synchronize(sent)
+        if sent.size <= LARGEST_COUNT:
+            self._comm.Reduce_scatter(sent, received, counts, self._ops[op])
+            return
+        stops = np.cumsum(counts)
+        for root, (stop, count) in enumerate(zip(stops, counts, strict=True)):
+            for piece, target in zip(
+                pieces(sent[stop - count : stop]),
+                pieces(received) if self.rank == root else [None] * count,
+                strict=False,
+            ):
+                self._comm.Reduce(piece, target, self._ops[op], root)
+
+    def gather(self, sent: Array, received: Sequence[Array] | None, root: int) -> None:
+        receives = [] if received is None else list(enumerate(received))
+        self._exchange([(root, sent)], receives)
+
+    def scatter(self, sent: Sequence[Array] | None, received: Array, root: int) -> None:
+        sends = [] if sent is None else list(enumerate(sent))
+        self._exchange(sends, [(root, received)])
+
+    def all_gather(self, sent: Array, received: Array, counts: Sequence[int]) -> None:
+        synchronize(sent)
+        if received.size <= LARGEST_COUNT:
+            self._comm.Allgatherv(sent, [received, counts])
+            return
+        stops = np.cumsum(counts)
+        received[stops[self.rank] - counts[self.rank] : stops[self.rank]] = sent
+        for root, (stop, count) in enumerate(zip(stops, counts, strict=True)):
+            self.broadcast(received[stop - count : stop], root)
+
+    def all_to_all(self, sent: Sequence[Array], received: Sequence[Array]) -> None:
+        # start with the next rank, so that not all ranks send to rank 0 at once
+        peers = [(self.rank + k) % self.size for k in range(self.size)]
+        self._exchange([(r, sent[r]) for r in peers], [(r, received[r]) for r in peers])
+
+    def _exchange(
+        self, sends: Iterable[tuple[int, Array]], receives: Iterable[tuple[int, Array]]
+    ) -> None:
+        own: list[Array] = []
+        requests: list[MPI.Request] = []
+        for source, buffer in receives:
+            if source == self.rank:
+                own.append(buffer)
+            else:
+                requests += [self._comm.Irecv(p, source, self._own_tag) for p in pieces(buffer)]
+        for dest, buffer in sends:
+            synchronize(buffer)
+            if dest == self.rank:
+                own[0][...] = buffer
+            else:
+                requests += [self._comm.Isend(p, dest, self._own_tag) for p in pieces(buffer)]
+        self._mpi.Request.Waitall(requests)
+
+    def barrier(self) -> None:
+        self._comm.Barrier()
+
+    def gather_names(self, name: str) -> tuple[str, ...]:
+        """Return every rank's `name`, on every rank."""
+        return tuple(self._comm.allgather(name))
+
+    def close(self) -> None:
+        self._comm.Free()
+
+
+class MpiChannels(Channels):
+    """The channels of a communicator over the ranks of `comm`. Collective to make.
+
+    `comm` stays the user's; both transports talk over duplicates of it.
+    """
+
+    def __init__(self, comm: MPI.Comm | None = None) -> None:
+        mpi = _mpi()
+        self.mpi_comm = mpi.COMM_WORLD if comm is None else comm
+        _register_emergency(self.mpi_comm)
+        self.arrays = self.control = MpiTransport(self.mpi_comm)
+        self.mail = MpiTransport(self.mpi_comm)
+        self.hosts = self.control.gather_names(mpi.Get_processor_name())
+
+    def split(self, color: int | None, key: int) -> MpiChannels | None:
+        mpi = _mpi()
+        comm = self.mpi_comm.Split(mpi.UNDEFINED if color is None else color, key)
+        return None if comm == mpi.COMM_NULL else _SplitChannels(comm)
+
+    def close(self) -> None:
+        self.arrays.close()
+        self.mail.close()
+
+
+class _SplitChannels(MpiChannels):
+    """Channels whose communicator was made by `split`, and so is mnx's to free."""
+
+    def close(self) -> None:
+        super().close()
+        self.mpi_comm.Free()
+
+
+def _mpi() -> Any:
+    from mpi4py import MPI
+
+    return MPI
+
+
+def _register_emergency(comm: MPI.Comm) -> None:
+    from mnx.transports import mpi_emergency
+
+    mpi_emergency.register_once(comm)
+
+
+def world_size() -> int:
+    """Return the number of ranks that MPI joins; starts MPI."""
+    return int(_mpi().COMM_WORLD.size)
+
+
+def library_name() -> str:
+    """Return the first line of what the loaded MPI library says of itself."""
+    return str(_mpi().Get_library_version()).splitlines()[0]

@@ -1,0 +1,283 @@
+"""Every array method of every communicator against NumPy, with different data on each rank."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from mnx.communicators import Communicator
+from mnx.errors import ArgumentError, DtypeError, MismatchError
+
+DTYPES = [
+    'bool', 'int8', 'int16', 'int32', 'int64', 'uint8', 'uint16', 'uint32', 'uint64',
+    'float16', 'float32', 'float64', 'longdouble', 'complex64', 'complex128', 'clongdouble',
+    ml_dtypes.bfloat16,
+]  # fmt: skip
+SHAPES = [(), (0,), (5,), (2, 3), (4, 0, 2)]
+LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    'contiguous': lambda x: x,
+    'fortran': lambda x: np.asarray(x, order='F'),
+    'strided': lambda x: np.repeat(x, 2, axis=-1)[..., ::2] if x.ndim else x,
+    'byteswapped': lambda x: x.astype(x.dtype.newbyteorder()) if x.dtype.kind in 'iufc' else x,
+}
+
+
+def data(rank: int, dtype: Any, shape: tuple[int, ...] = (2, 3)) -> np.ndarray:
+    """Small numbers, exact in every dtype, different on each rank and in each place."""
+    size = int(np.prod(shape))
+    numbers = (np.arange(size) * 7 + rank * 3 + 1) % 11
+    x = (numbers % 2) if np.dtype(dtype) == bool else numbers
+    if np.dtype(dtype).kind == 'c':
+        x = x + 1j * ((numbers + rank) % 5)
+    return np.asarray(x).astype(dtype).reshape(shape)
+
+
+def everyone(comm: Communicator, dtype: Any, shape: tuple[int, ...] = (2, 3)) -> list[np.ndarray]:
+    return [data(r, dtype, shape) for r in range(comm.size)]
+
+
+def same(x: np.ndarray, expected: np.ndarray) -> None:
+    assert isinstance(x, np.ndarray)
+    assert x.dtype == expected.dtype
+    assert x.shape == expected.shape
+    np.testing.assert_array_equal(x, expected)
+
+
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+@pytest.mark.parametrize('op', ['sum', 'prod', 'max', 'min', 'mean'])
+def test_allreduce_every_dtype(any_comm: Communicator, dtype: Any, op: str) -> None:
+    dtype = np.dtype(dtype)
+    if dtype.kind == 'c' and op in ('max', 'min'):
+        with pytest.raises(DtypeError, match='no order'):
+            any_comm.allreduce(data(any_comm.rank, dtype), op)
+        return
+    xs = everyone(any_comm, dtype)
+    same(any_comm.allreduce(xs[any_comm.rank], op), serial(xs, op))
+
+
+def serial(xs: list[np.ndarray], op: str) -> np.ndarray:
+    """The same reduction in one process, 16-bit floats in float32 as documented."""
+    dtype = xs[0].dtype
+    if dtype.name in ('float16', 'bfloat16'):
+        return serial([x.astype('f4') for x in xs], op).astype(dtype)
+    if op == 'mean':
+        wide = np.float64 if dtype.kind in 'biu' else dtype
+        return (functools.reduce(operator.add, [x.astype(wide) for x in xs]) / len(xs)).astype(wide)
+    ufunc = {'sum': np.add, 'prod': np.multiply, 'max': np.maximum, 'min': np.minimum}[op]
+    return functools.reduce(ufunc, xs)
+
+
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_every_method_every_layout(
+    any_comm: Communicator, shape: tuple[int, ...], layout: str
+) -> None:
+    comm, root = any_comm, any_comm.size - 1
+    plain = everyone(comm, 'float64', shape)
+    mine = LAYOUTS[layout](plain[comm.rank])
+    before = mine.copy()
+    same(comm.allreduce(mine), serial(plain, 'sum'))
+    same(comm.bcast(mine, root).astype('f8'), plain[root])
+    for found in (comm.allgather(mine), comm.gather(mine, root)):
+        if found is not None:
+            for x, expected in zip(found, plain, strict=True):
+                same(x, expected)
+    assert (comm.gather(mine, root) is None) == (comm.rank != root)
+    reduced = comm.reduce(mine, 'max', root)
+    assert (reduced is None) == (comm.rank != root)
+    if reduced is not None:
+        same(reduced, serial(plain, 'max'))
+    np.testing.assert_array_equal(mine, before)  # nothing writes to its argument
+
+
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+def test_moves_are_exact_for_every_dtype(any_comm: Communicator, dtype: Any) -> None:
+    comm = any_comm
+    for root in range(comm.size):
+        same(comm.bcast(data(comm.rank, dtype) if comm.rank == root else None, root),
+             data(root, dtype))  # fmt: skip
+        gathered = comm.gather(data(comm.rank, dtype), root)
+        rows = [data(10 * comm.rank + r, dtype) for r in range(comm.size)]
+        same(comm.scatter(rows if comm.rank == root else None, root),
+             data(10 * root + comm.rank, dtype))  # fmt: skip
+        if comm.rank == root:
+            for x, expected in zip(gathered, everyone(comm, dtype), strict=True):
+                same(x, expected)
+        else:
+            assert gathered is None
+    for source, x in enumerate(comm.alltoall(rows)):
+        same(x, data(10 * source + comm.rank, dtype))
+
+
+def test_shapes_and_dtypes_may_differ_by_rank(any_comm: Communicator) -> None:
+    comm = any_comm
+    dtypes = ['int8', 'float64', 'bool', 'complex64', 'float16']
+    mine = [data(r, dtypes[(comm.rank + r) % 5], (r, comm.rank + 1)) for r in range(comm.size)]
+    for source, x in enumerate(comm.alltoall(mine)):
+        same(x, data(comm.rank, dtypes[(source + comm.rank) % 5], (comm.rank, source + 1)))
+    for r, x in enumerate(comm.allgather(data(comm.rank, dtypes[comm.rank % 5], (comm.rank, 3)))):
+        same(x, data(r, dtypes[r % 5], (r, 3)))
+
+
+def test_reduce_scatter(any_comm: Communicator) -> None:
+    comm = any_comm
+    n, rank = comm.size, comm.rank
+
+    def rows(source: int, dtypes: list[str]) -> list[np.ndarray]:
+        return [data(source + r, dtypes[r % len(dtypes)], (r + 1, 2)) for r in range(n)]
+
+    for dtypes in (['float32'], ['float16'], ['float64', 'int32']):
+        for op in ('sum', 'max', 'mean'):
+            all_rows = [rows(source, dtypes)[rank] for source in range(n)]
+            same(comm.reduce_scatter(rows(rank, dtypes), op), serial(all_rows, op))
+    stacked = np.arange(n * 3, dtype='f8').reshape(n, 3) + rank
+    same(
+        comm.reduce_scatter(stacked),
+        sum(np.arange(n * 3.0).reshape(n, 3)[rank] + s for s in range(n)),
+    )  # noqa: E501
+
+
+def test_one_array_stands_for_its_rows(any_comm: Communicator) -> None:
+    comm = any_comm
+    table = np.arange(comm.size * 2).reshape(comm.size, 2)
+    same(comm.scatter(table if comm.rank == 0 else None), table[comm.rank])
+    for source, x in enumerate(comm.alltoall(table + 100 * comm.rank)):
+        same(x, table[comm.rank] + 100 * source)
+
+
+def test_all_ranks_get_the_same_bits(any_comm: Communicator) -> None:
+    comm = any_comm
+    x = np.random.default_rng(comm.rank).standard_normal(10_001).astype('f4')
+    results = comm.allgather(comm.allreduce(x))
+    assert all(r.tobytes() == results[0].tobytes() for r in results)
+
+
+def test_float16_sum_is_rounded_once(comm: Communicator) -> None:
+    x = np.array([2048.0 if comm.rank == 0 else 1.0], 'float16')
+    # in float16 arithmetic 2048 + 1 is 2048, so a chain of such sums would stay there
+    expected = np.float16(np.float32(2048 + comm.size - 1))
+    same(comm.allreduce(x), np.array([expected]))
+    overflow = comm.allreduce(np.full(3, 40000, 'float16'), 'mean')
+    same(overflow, np.full(3, 40000, 'float16'))
+
+
+@pytest.mark.needs_ranks(2)
+def test_send_recv(any_comm: Communicator) -> None:
+    comm = any_comm
+    messages = [
+        np.arange(6, dtype='f4').reshape(2, 3).T,
+        np.array(3.5, 'float16'),
+        np.empty((0, 4), 'int8'),
+        (np.ones(3, 'int32'), np.array(True), np.zeros((2, 2), 'complex64')),
+        (np.arange(5.0),),
+        (),
+        np.random.default_rng(0).standard_normal((300, 400)),
+        (np.arange(100_000), np.arange(3, dtype='u1')),
+    ]
+    right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+    for tag, message in enumerate(messages):
+        if comm.rank == 0:
+            comm.send(message, right, tag)
+            found = comm.recv(left, tag)
+        else:
+            found = comm.recv(left, tag)
+            comm.send(found, right, tag)
+        assert isinstance(found, tuple) == isinstance(message, tuple)
+        pairs = (
+            zip(found, message, strict=True) if isinstance(message, tuple) else [(found, message)]
+        )
+        for x, expected in pairs:
+            same(x, expected)
+
+
+@pytest.mark.needs_ranks(2)
+def test_tags_choose_the_message(comm: Communicator) -> None:
+    if comm.rank == 0:
+        comm.send(np.array([1]), 1, tag=7)
+        comm.send(np.array([2]), 1, tag=np.int64(8))
+    if comm.rank == 1:
+        assert comm.recv(0, tag=8)[0] == 2
+        assert comm.recv(np.int32(0), tag=7)[0] == 1
+
+
+def test_a_rank_may_write_to_itself(comm: Communicator) -> None:
+    big = np.arange(100_000.0) + comm.rank
+    comm.send(big, comm.rank, tag=3)
+    comm.send((big, big), comm.rank, tag=4)
+    assert len(comm.recv(comm.rank, tag=4)) == 2
+    same(comm.recv(comm.rank, tag=3), big)
+    with pytest.raises(ArgumentError, match='has sent none'):
+        comm.recv(comm.rank, tag=3)
+
+
+BAD: dict[str, tuple[type[Exception], str, Callable[[Communicator], object]]] = {
+    'object array': (DtypeError, 'object', lambda c: c.allreduce(np.array([object()]))),
+    'string array': (DtypeError, 'cannot travel', lambda c: c.bcast(np.array(['a']))),
+    'not an array': (DtypeError, 'list', lambda c: c.allreduce([1, 2])),
+    'no array at root': (DtypeError, 'NoneType', lambda c: c.bcast(None)),
+    'unknown op': (ArgumentError, 'unknown operation', lambda c: c.allreduce(np.ones(1), 'xor')),
+    'root too large': (ArgumentError, 'root', lambda c: c.bcast(np.ones(1), root=c.size)),
+    'root negative': (ArgumentError, 'root', lambda c: c.gather(np.ones(1), root=-1)),
+    'root not a number': (ArgumentError, 'root', lambda c: c.reduce(np.ones(1), root='0')),
+    'too few to scatter': (ArgumentError, 'per rank', lambda c: c.scatter([np.ones(1)] * (c.size - 1))),
+    'too many to all': (ArgumentError, 'per rank', lambda c: c.alltoall([np.ones(1)] * (c.size + 1))),
+    'wrong first axis': (ArgumentError, 'per rank', lambda c: c.reduce_scatter(np.ones((c.size + 1, 2)))),
+    '0-d to scatter': (ArgumentError, 'per rank', lambda c: c.scatter(np.ones(()))),
+    'too many dimensions': (ArgumentError, 'dimensions', lambda c: c.allgather(np.ones((1,) * 15))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_input_is_an_error_on_every_rank(comm: Communicator, case: str) -> None:
+    error, match, call = BAD[case]
+    with pytest.raises(error, match=match):
+        call(comm)
+    comm.barrier()  # and the communicator is still good
+
+
+@pytest.mark.needs_ranks(2)
+@pytest.mark.parametrize('case', [c for c in BAD if 'root' not in c and 'scatter' not in c])
+def test_bad_input_on_one_rank_is_an_error_on_every_rank(comm: Communicator, case: str) -> None:
+    error, match, call = BAD[case]
+    good: dict[str, Callable[[], object]] = {
+        'string array': lambda: comm.bcast(np.ones(1)),
+        'too many to all': lambda: comm.alltoall([np.ones(1)] * comm.size),
+        'wrong first axis': lambda: comm.reduce_scatter(np.ones((comm.size, 2))),
+        'too many dimensions': lambda: comm.allgather(np.ones(1)),
+    }
+    odd = 0 if case == 'string array' else 1
+    with pytest.raises(error, match=match):
+        call(comm) if comm.rank == odd else good.get(case, lambda: comm.allreduce(np.ones(2)))()
+    comm.barrier()
+
+
+DISAGREE: dict[str, Callable[[Communicator, bool], object]] = {
+    'dtype of equal size': lambda c, odd: c.allreduce(np.ones(4, 'i4' if odd else 'f4')),
+    'shape of equal size': lambda c, odd: c.allreduce(np.ones((3, 2) if odd else (2, 3))),
+    'length': lambda c, odd: c.allreduce(np.ones(5 if odd else 4)),
+    'op': lambda c, odd: c.allreduce(np.ones(4), 'max' if odd else 'sum'),
+    'root': lambda c, odd: c.bcast(np.ones(1), root=int(odd)),
+    'collective': lambda c, odd: c.barrier() if odd else c.allreduce(np.ones(4)),
+    'array or object': lambda c, odd: c.gather_obj(1) if odd else c.gather(np.ones(4)),
+    'rows': lambda c, odd: c.reduce_scatter(np.ones((c.size, 2 + odd))),
+}
+
+
+@pytest.mark.needs_ranks(2)
+@pytest.mark.parametrize('case', DISAGREE)
+def test_ranks_that_disagree_all_hear_who(comm: Communicator, case: str) -> None:
+    odd = comm.size - 1
+    with pytest.raises(MismatchError) as caught:
+        DISAGREE[case](comm, comm.rank == odd)
+    text = str(caught.value)
+    assert all(f'rank {r} ' in text for r in range(comm.size))
+    assert text.count('test_array_messages.py:') == comm.size
+    if comm.size > 2:
+        assert f'> rank {odd}' in text
+    comm.barrier()

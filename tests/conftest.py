@@ -1,0 +1,125 @@
+"""The whole suite runs on every rank at once: ``mpiexec -n N python -m pytest tests``.
+
+After each test the ranks exchange verdicts, so a failure on one rank is a failure on all of them
+and the next test starts together. A test that hangs is ended with all ranks' stacks.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mnx
+from mnx.communicators import Communicator
+from mnx.communicators.factory import COMMUNICATORS
+
+LIMIT_S = float(os.environ.get('MNX_TEST_LIMIT_S', '120'))
+
+_world = mnx.create_communicator('naive')
+_verdicts = mnx.create_communicator('naive')  # apart from the messages of the tests themselves
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """End the whole job if fixtures and test together take too long: some rank hangs."""
+    marker = item.get_closest_marker('limit')
+    limit = float(marker.args[0]) if marker else LIMIT_S
+    timer = threading.Timer(limit, _end_all, [item.nodeid, limit])
+    timer.daemon = True
+    timer.start()
+    try:
+        return (yield)
+    finally:
+        timer.cancel()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    error: BaseException | None = None
+    try:
+        return (yield)
+    except BaseException as e:
+        error = e
+        raise
+    finally:
+        _exchange_verdicts(error)
+
+
+def _exchange_verdicts(error: BaseException | None) -> None:
+    """Fail here if another rank failed; rank 0 shows that rank's traceback."""
+    skipped = isinstance(error, pytest.skip.Exception)
+    failed = error is not None and not skipped
+    text = ''.join(traceback.format_exception(error)[-12:]) if failed else ''
+    verdicts = _verdicts.allgather_obj((skipped, text))
+    failures = [f'rank {r}:\n{text}' for r, (_, text) in enumerate(verdicts) if text]
+    if failures and error is None:
+        pytest.fail('\n'.join(['passed on this rank, but failed on', *failures]), pytrace=False)
+    if len({skipped for skipped, _ in verdicts}) > 1 and not failures:
+        pytest.fail(f'skipped on some ranks only: {verdicts}', pytrace=False)
+
+
+def _end_all(nodeid: str, limit: float) -> None:
+    """End the job: this rank's stack now, the others' when their timers fire a moment later."""
+    sys.__stderr__.write(
+        f'\n[rank {_world.rank} of {_world.size}] {nodeid} hangs for {limit} s. Where I am:\n'
+    )
+    faulthandler.dump_traceback(file=sys.__stderr__)
+    sys.__stderr__.flush()
+    threading.Event().wait(2)
+    os._exit(70)
+
+
+@pytest.hookimpl(trylast=True)  # when the terminal reporter is there
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line('markers', 'limit(seconds): end the job if the test takes longer')
+    config.addinivalue_line('markers', 'needs_ranks(n): skip with fewer ranks')
+    base = config.option.basetemp or Path('.pytest_cache') / 'tmp'
+    config.option.basetemp = str(Path(base).resolve() / f'{_world.size}-{_world.rank}')
+    Path(config.option.basetemp).parent.mkdir(parents=True, exist_ok=True)
+    if _world.rank:  # rank 0 speaks
+        reporter = config.pluginmanager.get_plugin('terminalreporter')
+        reporter._tw._file = open(os.devnull, 'w')  # noqa: SIM115
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    _world.barrier()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    _check_same_tests(items)
+    for item in items:
+        marker = item.get_closest_marker('needs_ranks')
+        if marker is not None and _world.size < marker.args[0]:
+            item.add_marker(pytest.mark.skip(reason=f'needs {marker.args[0]} ranks'))
+
+
+def _check_same_tests(items: list[pytest.Item]) -> None:
+    collected = _verdicts.allgather_obj([item.nodeid for item in items])
+    assert all(c == collected[0] for c in collected), 'the ranks collected different tests'
+
+
+@pytest.fixture(scope='session')
+def comm() -> Communicator:
+    """The communicator over all ranks of the run."""
+    return _world
+
+
+@pytest.fixture(params=[name for name in sorted(COMMUNICATORS) if name != 'local'])
+def any_comm(request: pytest.FixtureRequest) -> Iterator[Communicator]:
+    """A fresh communicator of each kind over all ranks of the run."""
+    comm = mnx.create_communicator(request.param)
+    yield comm
+    comm.finalize()
+
+
+@pytest.fixture
+def shared_path(comm: Communicator, tmp_path: Path) -> Path:
+    """A folder that all ranks see."""
+    return Path(comm.bcast_obj(str(tmp_path)))
