@@ -80,9 +80,6 @@ def _end_all(nodeid: str, limit: float) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line('markers', 'limit(seconds): end the job if the test takes longer')
     config.addinivalue_line('markers', 'needs_ranks(n): skip with fewer ranks')
-    base = config.option.basetemp or Path('.pytest_cache') / 'tmp'
-    config.option.basetemp = str(Path(base).resolve() / f'{_world.size}-{_world.rank}')
-    Path(config.option.basetemp).parent.mkdir(parents=True, exist_ok=True)
     if _world.rank:  # rank 0 speaks
         reporter = config.pluginmanager.get_plugin('terminalreporter')
         reporter._tw._file = open(os.devnull, 'w')  # noqa: SIM115

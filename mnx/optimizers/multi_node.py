@@ -158,15 +158,15 @@ class MultiNodeOptimizer:
         self._loaded = False
 
     def _replicate_late_parameters(self) -> bool:
-        """Replicate parameters that were initialised since the last time, on any rank.
+        """Replicate parameters that were initialised since the last time; tell if any changed.
 
         Costs one vote, and that only while some parameter is uninitialised.
         """
         if not self._lazy or self.communicator.agree(_uninitialized(self.target) == self._lazy):
             return False
-        replicate_parameters(self.target, self.communicator)
+        changed = replicate_parameters(self.target, self.communicator)
         self._lazy = _uninitialized(self.target)
-        return True
+        return changed
 
     def _check_late_parameters(self) -> None:
         """As `_replicate_late_parameters`, but the gradients already belong to the values."""

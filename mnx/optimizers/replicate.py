@@ -49,7 +49,7 @@ def replicate_parameters(model: chainer.Link, comm: Communicator) -> bool:
     for root in sorted({owner for owner in owners.values() if owner is not None}):
         owned = [(name, params[name].array) for name, owner in owners.items() if owner == root]
         comm.bcast_into(owned, root)
-    return any(owner is not None for owner in owners.values())
+    return comm.size > 1 and any(owner is not None for owner in owners.values())
 
 
 def _layout(param: chainer.Parameter) -> Layout | None:

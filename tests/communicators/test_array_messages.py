@@ -140,7 +140,7 @@ def test_reduce_scatter(any_comm: Communicator) -> None:
     same(
         comm.reduce_scatter(stacked),
         sum(np.arange(n * 3.0).reshape(n, 3)[rank] + s for s in range(n)),
-    )  # noqa: E501
+    )
 
 
 def test_one_array_stands_for_its_rows(any_comm: Communicator) -> None:
@@ -189,10 +189,8 @@ def test_send_recv(any_comm: Communicator) -> None:
             found = comm.recv(left, tag)
             comm.send(found, right, tag)
         assert isinstance(found, tuple) == isinstance(message, tuple)
-        pairs = (
-            zip(found, message, strict=True) if isinstance(message, tuple) else [(found, message)]
-        )
-        for x, expected in pairs:
+        bare = not isinstance(message, tuple)
+        for x, expected in zip(*([found], [message]) if bare else (found, message), strict=True):
             same(x, expected)
 
 
@@ -216,6 +214,10 @@ def test_a_rank_may_write_to_itself(comm: Communicator) -> None:
         comm.recv(comm.rank, tag=3)
 
 
+def rows(comm: Communicator, too_many: int) -> np.ndarray:
+    return np.ones((comm.size + too_many, 2))
+
+
 BAD: dict[str, tuple[type[Exception], str, Callable[[Communicator], object]]] = {
     'object array': (DtypeError, 'object', lambda c: c.allreduce(np.array([object()]))),
     'string array': (DtypeError, 'cannot travel', lambda c: c.bcast(np.array(['a']))),
@@ -225,9 +227,9 @@ BAD: dict[str, tuple[type[Exception], str, Callable[[Communicator], object]]] = 
     'root too large': (ArgumentError, 'root', lambda c: c.bcast(np.ones(1), root=c.size)),
     'root negative': (ArgumentError, 'root', lambda c: c.gather(np.ones(1), root=-1)),
     'root not a number': (ArgumentError, 'root', lambda c: c.reduce(np.ones(1), root='0')),
-    'too few to scatter': (ArgumentError, 'per rank', lambda c: c.scatter([np.ones(1)] * (c.size - 1))),
-    'too many to all': (ArgumentError, 'per rank', lambda c: c.alltoall([np.ones(1)] * (c.size + 1))),
-    'wrong first axis': (ArgumentError, 'per rank', lambda c: c.reduce_scatter(np.ones((c.size + 1, 2)))),
+    'too few to scatter': (ArgumentError, 'per rank', lambda c: c.scatter(rows(c, -1))),
+    'too many to all': (ArgumentError, 'per rank', lambda c: c.alltoall(rows(c, 1))),
+    'wrong first axis': (ArgumentError, 'per rank', lambda c: c.reduce_scatter(rows(c, 1))),
     '0-d to scatter': (ArgumentError, 'per rank', lambda c: c.scatter(np.ones(()))),
     'too many dimensions': (ArgumentError, 'dimensions', lambda c: c.allgather(np.ones((1,) * 15))),
 }  # fmt: skip

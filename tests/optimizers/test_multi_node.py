@@ -1,0 +1,315 @@
+"""The wrapper: replication, late parameters, hooks, loss scaling, errors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import chainer
+import chainer.functions as F
+import chainer.links as L
+import numpy as np
+import pytest
+from chainer import optimizer_hooks
+from chainer.serializers import load_npz, save_npz
+
+import mnx
+from mnx.communicators import Communicator
+from mnx.errors import ArgumentError, MismatchError
+from mnx.optimizers import MultiNodeOptimizer
+from mnx.optimizers.batch_size import batch_size
+
+
+def sample(rank: int, batch: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.RandomState(1000 * seed + rank)
+    return rng.standard_normal((batch, 6)).astype('f4'), rng.randint(0, 3, batch).astype('i4')
+
+
+def whole(comm: Communicator, batch: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    parts = [sample(r, batch, seed) for r in range(comm.size)]
+    return np.concatenate([x for x, _ in parts]), np.concatenate([t for _, t in parts])
+
+
+class Lazy(chainer.Chain):
+    """A lazily initialised layer, dropout-free, with a head that is used on request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with self.init_scope():
+            self.l1 = L.Linear(None, 5)
+            self.bn = L.BatchNormalization(5)
+            self.l2 = L.Linear(None, 3)
+            self.head = L.Linear(None, 3)
+
+    def forward(self, x: np.ndarray, t: np.ndarray, head: bool = False) -> chainer.Variable:
+        h = F.tanh(self.bn(self.l1(x)))
+        y = self.l2(h) + (self.head(h) if head else 0)
+        return F.softmax_cross_entropy(y, t)
+
+
+def wrap(comm: Communicator, model: chainer.Link, **kwds: object) -> MultiNodeOptimizer:
+    actual = chainer.optimizers.MomentumSGD(0.1)
+    return mnx.create_multi_node_optimizer(actual, comm, **kwds).setup(model)
+
+
+def equal_on_all_ranks(comm: Communicator, model: chainer.Link) -> None:
+    for name, param in sorted(model.namedparams()):
+        values = comm.allgather_obj(None if param.array is None else param.array.tobytes())
+        assert all(v == values[0] for v in values), name
+
+
+def test_setup_replicates_everything(comm: Communicator) -> None:
+    np.random.seed(comm.rank)
+    model = chainer.Sequential(L.Linear(6, 5), L.BatchNormalization(5), L.Linear(None, 3))
+    model[1].avg_mean[:] = comm.rank + 1
+    model[1].N = comm.rank + 7
+    np.random.seed(0)
+    expected = L.Linear(6, 5).W.array
+    optimizer = wrap(comm, model)
+    np.testing.assert_array_equal(model[0].W.array, expected)
+    np.testing.assert_array_equal(model[1].avg_mean, np.ones(5))
+    assert model[1].N == 7
+    assert model[2].W.array is None
+    assert optimizer.setup(model) is optimizer
+
+
+def test_an_optimizer_that_was_set_up_before(comm: Communicator) -> None:
+    model = L.Linear(3, 2)
+    model.W.array[:] = comm.rank + 1
+    mnx.create_multi_node_optimizer(chainer.optimizers.SGD().setup(model), comm)
+    np.testing.assert_array_equal(model.W.array, np.ones((2, 3)))
+
+
+def test_late_parameters_take_rank_0s_values_and_no_batch_is_lost(comm: Communicator) -> None:
+    np.random.seed(0)
+    serial = Lazy()
+    del serial.bn  # the batch statistics of a part are not those of the whole
+    serial.bn = F.identity
+    plain = chainer.optimizers.MomentumSGD(0.1).setup(serial)
+    np.random.seed(comm.rank)
+    model = Lazy()
+    del model.bn
+    model.bn = F.identity
+    optimizer = wrap(comm, model)
+    np.random.seed(comm.rank)  # the first forward pass draws the initial values
+    for step in range(3):
+        if step == 0:
+            np.random.seed(0 if comm.size == 1 else comm.rank)
+        optimizer.update(model, *sample(comm.rank, seed=step))
+    np.random.seed(0)
+    for step in range(3):
+        plain.update(serial, *whole(comm, seed=step))
+    assert optimizer.t == 3
+    equal_on_all_ranks(comm, model)
+    for (name, p), (_, expected) in zip(
+        sorted(model.namedparams()), sorted(serial.namedparams()), strict=True
+    ):
+        if expected.array is not None:
+            np.testing.assert_allclose(p.array, expected.array, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.needs_ranks(2)
+def test_a_late_parameter_on_one_rank_only(comm: Communicator) -> None:
+    np.random.seed(comm.rank)
+    model = Lazy()
+    optimizer = wrap(comm, model)
+    for step, odd in enumerate([None, comm.size - 1, 0, None]):
+        optimizer.update(model, *sample(comm.rank, seed=step), head=comm.rank == odd)
+        equal_on_all_ranks(comm, model)
+        assert (model.head.W.array is None) == (step == 0)
+    assert optimizer.t == 4
+
+
+def test_the_first_forward_pass_leaves_no_trace(comm: Communicator) -> None:
+    """It is run twice where parameters appear; running statistics must count it once."""
+    model = Lazy()
+    optimizer = wrap(comm, model)
+    seen = []
+
+    def loss(x: np.ndarray, t: np.ndarray) -> chainer.Variable:
+        y = model(x, t)
+        seen.append((model.bn.avg_mean.copy(), 0.1 * model.l1(x).array.mean(axis=0)))
+        return y
+
+    optimizer.update(loss, *sample(comm.rank))
+    assert len(seen) == (1 if comm.size == 1 else 2)
+    np.testing.assert_allclose(*seen[-1], rtol=1e-5)
+
+
+def test_gradients_given_for_different_late_parameters(comm: Communicator) -> None:
+    for seed, fails in ((7, False), (comm.rank, comm.size > 1)):
+        np.random.seed(3)
+        model = Lazy()
+        optimizer = wrap(comm, model)
+        np.random.seed(seed)
+        loss = model(*sample(comm.rank))
+        model.cleargrads()
+        loss.backward()
+        if fails:
+            with pytest.raises(ArgumentError, match='differed between the ranks'):
+                optimizer.update()
+        else:
+            optimizer.update()
+            equal_on_all_ranks(comm, model)
+
+
+def test_a_forward_pass_before_the_first_update(comm: Communicator) -> None:
+    np.random.seed(comm.rank)
+    model = Lazy()
+    optimizer = wrap(comm, model)
+    model(*sample(comm.rank))
+    optimizer.update(model, *sample(comm.rank))
+    equal_on_all_ranks(comm, model)
+
+
+@pytest.mark.parametrize('zero_fill', [True, False])
+def test_a_parameter_unused_on_one_rank(comm: Communicator, zero_fill: bool) -> None:
+    model = chainer.Sequential(L.Linear(6, 3), L.Linear(6, 3))
+    optimizer = wrap(comm, model, zero_fill=zero_fill)
+    odd = comm.size - 1
+
+    def loss(x: np.ndarray, t: np.ndarray) -> chainer.Variable:
+        return F.softmax_cross_entropy(model[1 if comm.rank == odd else 0](x), t)
+
+    if zero_fill or comm.size == 1:
+        optimizer.update(loss, *sample(comm.rank))
+        equal_on_all_ranks(comm, model)
+    else:
+        with pytest.raises(MismatchError, match=rf'only on rank\(s\) {odd}: /1/'):
+            optimizer.update(loss, *sample(comm.rank))
+
+
+def test_hooks_act_on_the_mean_gradient(comm: Communicator) -> None:
+    models = [L.Linear(6, 3, initialW=np.ones((3, 6), 'f4')) for _ in range(2)]
+    optimizers = [wrap(comm, models[0]), chainer.optimizers.MomentumSGD(0.1).setup(models[1])]
+    for optimizer in optimizers:
+        optimizer.add_hook(optimizer_hooks.GradientClipping(0.01))
+        optimizer.add_hook(optimizer_hooks.WeightDecay(0.1))
+    data = [sample(comm.rank), whole(comm)]
+    for optimizer, model, (x, t) in zip(optimizers, models, data, strict=True):
+        optimizer.update(lambda x, t, m=model: F.softmax_cross_entropy(m(x), t), x, t)
+    np.testing.assert_allclose(models[0].W.array, models[1].W.array, rtol=1e-6)
+
+
+@pytest.mark.filterwarnings('ignore')  # the overflow itself, and Chainer telling of it
+def test_overflow_under_loss_scaling_is_one_decision(comm: Communicator) -> None:
+    model = L.Linear(6, 3, initialW=np.ones((3, 6), 'f4'))
+    optimizer = wrap(comm, model)
+    optimizer.loss_scaling(interval=10)
+    odd = comm.size - 1
+    before = model.W.array.copy()
+    for step in range(3):
+        factor = np.float32('inf') if step == 0 and comm.rank == odd else np.float32(1)
+        optimizer.update(
+            lambda x, t, f=factor: F.softmax_cross_entropy(model(x), t) * f, *sample(comm.rank)
+        )
+        scales = comm.allgather_obj(optimizer._loss_scale)
+        assert len(set(scales)) == 1
+        assert np.array_equal(model.W.array, before) == (step == 0)
+        equal_on_all_ranks(comm, model)
+
+
+def test_hyperparameters_that_differ_are_an_error(comm: Communicator) -> None:
+    model = L.Linear(6, 3)
+    optimizer = wrap(comm, model)
+    optimizer.lr = 0.5  # reaches the actual optimizer
+    assert optimizer.actual_optimizer.lr == 0.5
+    optimizer.update(lambda x, t: F.softmax_cross_entropy(model(x), t), *sample(comm.rank))
+    if comm.size > 1:
+        optimizer.lr = 0.1 if comm.rank == 1 else 0.2
+        with pytest.raises(MismatchError, match=r'lr=0\.1'):
+            optimizer.update(lambda x, t: F.softmax_cross_entropy(model(x), t), *sample(comm.rank))
+
+
+def linear_of_dtype(dtype: str) -> chainer.Link:
+    with chainer.using_config('dtype', np.dtype(dtype)):
+        return L.Linear(3, 2)
+
+
+DIFFERENT: dict[str, Callable[[bool], chainer.Link]] = {
+    'another shape': lambda odd: L.Linear(3 + odd, 2),
+    'another parameter': lambda odd: L.Linear(3, 2, nobias=odd),
+    'another dtype': lambda odd: linear_of_dtype('float64' if odd else 'float32'),
+}
+
+
+@pytest.mark.needs_ranks(2)
+@pytest.mark.parametrize('case', DIFFERENT)
+def test_different_models_are_an_error_on_every_rank(comm: Communicator, case: str) -> None:
+    with pytest.raises(MismatchError, match='same model'):
+        wrap(comm, DIFFERENT[case](comm.rank == 1))
+
+
+def test_loading_a_snapshot_makes_all_ranks_equal(comm: Communicator, tmp_path: Path) -> None:
+    def model_and_optimizer() -> tuple[chainer.Link, MultiNodeOptimizer]:
+        model = L.Linear(6, 3)
+        return model, wrap(comm, model)
+
+    def step(model: chainer.Link, optimizer: MultiNodeOptimizer, seed: int) -> None:
+        optimizer.update(
+            lambda x, t: F.softmax_cross_entropy(model(x), t), *sample(comm.rank, seed=seed)
+        )
+
+    model, optimizer = model_and_optimizer()
+    step(model, optimizer, 0)
+    save_npz(tmp_path / 'model.npz', model)
+    save_npz(tmp_path / 'optimizer.npz', optimizer)
+    step(model, optimizer, 1)
+    resumed, other = model_and_optimizer()
+    load_npz(tmp_path / 'model.npz', resumed)
+    load_npz(tmp_path / 'optimizer.npz', other)
+    assert other.t == 1
+    step(resumed, other, 1)
+    assert other.t == 2
+    assert resumed.W.array.tobytes() == model.W.array.tobytes()
+
+
+def test_with_the_standard_updater_and_trainer(comm: Communicator, tmp_path: Path) -> None:
+    model = L.Classifier(L.Linear(6, 3))
+    optimizer = wrap(comm, model)
+    x, t = sample(comm.rank, 8)
+    iterator = chainer.iterators.SerialIterator(chainer.datasets.TupleDataset(x, t), 4)
+    updater = chainer.training.StandardUpdater(iterator, optimizer)
+    trainer = chainer.training.Trainer(updater, (2, 'epoch'), out=str(tmp_path))
+    trainer.extend(chainer.training.extensions.ExponentialShift('lr', 0.5), trigger=(1, 'epoch'))
+    trainer.run()
+    assert (optimizer.t, optimizer.epoch) == (4, 2)
+    assert optimizer.lr == pytest.approx(0.1 * 0.5**2)
+    equal_on_all_ranks(comm, model)
+
+
+def test_double_buffering_says_that_it_is_not_there(comm: Communicator) -> None:
+    with pytest.raises(ArgumentError, match='double_buffering'):
+        mnx.create_multi_node_optimizer(chainer.optimizers.SGD(), comm, double_buffering=True)
+
+
+def test_debug_mode_finds_what_diverged(comm: Communicator) -> None:
+    model = L.Linear(3, 2)
+    for param in model.params():
+        param.grad = np.zeros_like(param.array)
+    if comm.rank == comm.size - 1:
+        model.W.grad[0, 0] = np.nan
+    with (
+        chainer.using_config('debug', True),
+        pytest.raises(ValueError, match=r' diverged .*/W'),
+    ):
+        comm.multi_node_mean_grad(model)
+
+
+def test_wrapper_can_be_copied_and_lacks_what_the_optimizer_lacks(comm: Communicator) -> None:
+    optimizer = wrap(comm, L.Linear(3, 2))
+    assert copy.copy(optimizer).actual_optimizer is optimizer.actual_optimizer
+    with pytest.raises(AttributeError, match='nonsense'):
+        _ = optimizer.nonsense
+
+
+def test_batch_size() -> None:
+    x = np.zeros((7, 3))
+    assert batch_size((x, np.zeros(7)), {}) == 7
+    assert batch_size((chainer.Variable(x),), {}) == 7
+    assert batch_size(({'a': x},), {}) == 7
+    assert batch_size((), {'x': [x[:5], x]}) == 5
+    assert batch_size((['a', 'b'],), {}) == 2
+    assert batch_size((3.0, np.zeros(())), {}) is None
+    assert batch_size((np.zeros((0, 3)),), {}) == 0
