@@ -12,6 +12,8 @@ the memory traffic twice. So small arrays are packed and large ones travel where
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,19 +25,32 @@ from mnx.arrays import Array, empty_like, flat, on_gpu
 
 @dataclass(frozen=True)
 class Bucket:
-    """Arrays that travel together: their positions in the list, and the dtype they travel in."""
+    """Arrays that travel together.
+
+    Attributes
+    ----------
+    members : tuple of int
+        Their positions in the list of arrays.
+    shapes : tuple of tuple of int
+        Their shapes.
+    wire : numpy.dtype
+        The dtype in which they travel.
+    """
 
     members: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
     wire: np.dtype[Any]
 
 
-def plan(sizes: Sequence[int], wires: Sequence[np.dtype[Any]], pack_below: float) -> list[Bucket]:
+def plan(
+    shapes: Sequence[tuple[int, ...]], wires: Sequence[np.dtype[Any]], pack_below: float
+) -> list[Bucket]:
     """Decide which arrays travel together.
 
     Parameters
     ----------
-    sizes : sequence of int
-        Number of elements of each array.
+    shapes : sequence of tuple of int
+        The shape of each array.
     wires : sequence of numpy.dtype
         The dtype in which each array travels; only equal ones share a buffer.
     pack_below : float
@@ -47,25 +62,30 @@ def plan(sizes: Sequence[int], wires: Sequence[np.dtype[Any]], pack_below: float
         In the order of their first members; empty arrays are left out.
 
     >>> f = np.dtype('f4')
-    >>> [b.members for b in plan([1000, 10, 1000, 20], [f, f, f, f], 400)]
+    >>> [b.members for b in plan([(1000,), (10,), (1000,), (4, 5)], [f, f, f, f], 400)]
     [(0,), (1, 3), (2,)]
     """
     buckets: dict[object, list[int]] = {}
-    for i, (size, wire) in enumerate(zip(sizes, wires, strict=True)):
-        if size:
-            alone = size * wire.itemsize >= pack_below
+    for i, (shape, wire) in enumerate(zip(shapes, wires, strict=True)):
+        if 0 not in shape:
+            alone = math.prod(shape) * wire.itemsize >= pack_below
             buckets.setdefault(i if alone else wire, []).append(i)
-    return [Bucket(tuple(members), wires[members[0]]) for members in buckets.values()]
+    return [
+        Bucket(tuple(members), tuple(shapes[i] for i in members), wires[members[0]])
+        for members in buckets.values()
+    ]
 
 
 class Packer:
-    """Fills and empties the buffers of buckets; keeps one buffer a dtype from call to call.
+    """Fills and empties the buffers of buckets, and keeps them and their views for the next call.
 
-    A fresh buffer of megabytes would cost its page faults anew at every step.
+    A fresh buffer of megabytes would cost its page faults anew at every step, and cutting it
+    into 400 views as much as sending it.
     """
 
     def __init__(self) -> None:
         self._spare: dict[tuple[Any, bool], Array] = {}
+        self._views: dict[Bucket, tuple[Array, list[Array]]] = {}
 
     def pack(self, bucket: Bucket, arrays: Sequence[Array]) -> Array:
         """Return the bucket's members as one flat buffer in its wire dtype.
@@ -75,11 +95,9 @@ class Packer:
         members = [arrays[i] for i in bucket.members]
         if in_place(bucket, members):
             return flat(members[0])
-        buffer = self._buffer(members[0], sum(m.size for m in members), bucket.wire)
-        at = 0
-        for member in members:
-            buffer[at : at + member.size].reshape(member.shape)[...] = member
-            at += member.size
+        buffer, views = self._buffer(bucket, members[0])
+        for member, view in zip(members, views, strict=True):
+            view[...] = member
         return buffer
 
     def unpack(self, bucket: Bucket, buffer: Array, arrays: Sequence[Array]) -> None:
@@ -87,16 +105,34 @@ class Packer:
         members = [arrays[i] for i in bucket.members]
         if in_place(bucket, members):
             return
-        at = 0
-        for member in members:
-            member[...] = buffer[at : at + member.size].reshape(member.shape)
-            at += member.size
+        for member, view in zip(members, self._views[bucket][1], strict=True):
+            member[...] = view
 
-    def _buffer(self, like: Array, size: int, dtype: np.dtype[Any]) -> Array:
+    def _buffer(self, bucket: Bucket, like: Array) -> tuple[Array, list[Array]]:
+        """Return the bucket's flat buffer, and views into it shaped like the members."""
+        size = sum(map(math.prod, bucket.shapes))
+        spare = self._spare_buffer(like, size, bucket.wire)
+        known = self._views.get(bucket)
+        if known is None or known[0].base is not spare:
+            buffer = spare[:size]
+            self._views[bucket] = known = buffer, shaped_views(buffer, bucket.shapes)
+        return known
+
+    def _spare_buffer(self, like: Array, size: int, dtype: np.dtype[Any]) -> Array:
         key = dtype, on_gpu(like)
         if key not in self._spare or self._spare[key].size < size:
             self._spare[key] = empty_like(like, (size,), dtype)
-        return self._spare[key][:size]
+            self._views.clear()  # they would keep the old buffer alive
+        return self._spare[key]
+
+
+def shaped_views(buffer: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
+    """Cut a flat buffer into views of these shapes, one behind the other."""
+    stops = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+    return [
+        buffer[stop - math.prod(shape) : stop].reshape(shape)
+        for stop, shape in zip(stops, shapes, strict=True)
+    ]
 
 
 def in_place(bucket: Bucket, members: Sequence[Array]) -> bool:

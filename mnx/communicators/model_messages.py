@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -15,15 +16,18 @@ import numpy as np
 from mnx.arrays import Array, reduction
 from mnx.communicators.endpoint import Endpoint
 from mnx.errors import ArgumentError
+from mnx.health.meeting import Meeting
 from mnx.packing import Bucket, Packer, plan
+
+Layout = tuple[tuple[str, tuple[int, ...], np.dtype[Any]], ...]  # name, shape, dtype of each
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """A mean over ranks is a sum with factors: one for this rank's part, one for the total."""
+    """A mean over ranks: each rank's part times its `factor`, the sum divided by `divisor`."""
 
-    before: float
-    after: float
+    factor: float
+    divisor: float
 
 
 class ModelMessages(Endpoint):
@@ -84,12 +88,16 @@ class ModelMessages(Endpoint):
         with self.together('multi_node_mean_grad') as meeting:
             if zero_fill:
                 _fill_missing(model)
-            named = [(name, p.grad) for name, p in _parameters(model) if p.grad is not None]
-            self._bring_layout(meeting, named, f'{fact} weighted={weight is not None}'.lstrip())
-            if weight is not None and not weight >= 0:
-                raise ArgumentError(f'multi_node_mean_grad: a weight is >= 0, but got {weight!r}.')
-        grads = [grad for _, grad in named]
-        self._mean(grads, self._scaling(weight))
+            grads = [(name, p.grad) for name, p in _parameters(model)]
+            named = [(name, grad) for name, grad in grads if grad is not None]
+            layout = self._bring_layout(
+                meeting, named, f'{fact} weighted={weight is not None}'.lstrip()
+            )
+            if weight is not None and not 0 <= weight < float('inf'):
+                raise ArgumentError(
+                    f'multi_node_mean_grad: a weight is finite and not negative, but got {weight}.'
+                )
+        self._mean([grad for _, grad in named], layout, self._scaling(weight))
         if chainer.is_debug():
             self._check_finite(named)
 
@@ -125,29 +133,29 @@ class ModelMessages(Endpoint):
         """
         with self.together(call) as meeting:
             root = self._rank(call, 'root', root)
-            self._bring_layout(meeting, named, f'root={root}')
+            layout = self._bring_layout(meeting, named, f'root={root}')
         arrays = [array for _, array in named]
-        for bucket in _plan(arrays, [a.dtype for a in arrays], self.pack_below):
+        for bucket in _copy_plan(layout, self.pack_below):
             buffer = self._packer.pack(bucket, arrays)
             self._arrays.broadcast(buffer.view(np.uint8), root)
             self._packer.unpack(bucket, buffer, arrays)
 
-    def _bring_layout(self, meeting: Any, named: Sequence[tuple[str, Array]], fact: str) -> None:
-        layout = tuple((name, x.shape, x.dtype) for name, x in named)
+    def _bring_layout(
+        self, meeting: Meeting, named: Sequence[tuple[str, Array]], fact: str
+    ) -> Layout:
+        layout = tuple([(name, x.shape, x.dtype) for name, x in named])
         meeting.bring(fact, f'{len(layout)} arrays', f'layout={_digest(layout):08x}')
         meeting.detail(lambda: [f'{name} {dtype}{shape}' for name, shape, dtype in layout])
+        return layout
 
-    def _mean(self, arrays: Sequence[Array], scaling: Scaling) -> None:
-        for bucket in _plan(arrays, [self._wire(a) for a in arrays], self.pack_below):
+    def _mean(self, arrays: Sequence[Array], layout: Layout, scaling: Scaling) -> None:
+        for bucket in _sum_plan(layout, self._config.allreduce_grad_dtype, self.pack_below):
             buffer = self._packer.pack(bucket, arrays)
             for piece in self._pieces(buffer):
-                _scale(piece, scaling.before)
+                _multiply(piece, scaling.factor)
                 self.sum_buffer(piece)
-                _scale(piece, scaling.after)
+                _divide(piece, scaling.divisor)
             self._packer.unpack(bucket, buffer, arrays)
-
-    def _wire(self, array: Array) -> np.dtype[Any]:
-        return reduction(self._config.allreduce_grad_dtype or array.dtype, 'sum').wire
 
     def _pieces(self, buffer: Array) -> Iterator[Array]:
         """Cut `buffer` into views that stay in cache between scaling and summing."""
@@ -157,18 +165,18 @@ class ModelMessages(Endpoint):
 
     def _scaling(self, weight: float | None) -> Scaling:
         if weight is None:
-            return Scaling(1.0, 1.0 / self.size)
+            return Scaling(1.0, self.size)
         weights = np.empty(self.size, np.float64)
         self._control.all_gather(np.array([weight], np.float64), weights, [1] * self.size)
         if (weights == weights[0]).all() and weight > 0:
-            return Scaling(1.0, 1.0 / self.size)
+            return Scaling(1.0, self.size)
         total = float(weights.sum())
-        if not 0 < total < float('inf'):
+        if total == 0:
             raise ArgumentError(
-                f'multi_node_mean_grad: the weights of the ranks add up to {total}, '
-                f'but a mean needs a positive finite sum: {weights.tolist()}.'
+                'multi_node_mean_grad: all ranks have weight 0, so there is no mean. '
+                'Some rank must have samples in every update.'
             )
-        return Scaling(weight, 1.0 / total)
+        return Scaling(weight, total)
 
     def _check_finite(self, named: Sequence[tuple[str, Array]]) -> None:
         bad = [name for name, grad in named if not bool((abs(grad) < float('inf')).all())]
@@ -181,9 +189,7 @@ class ModelMessages(Endpoint):
 
 def _parameters(model: chainer.Link) -> list[tuple[str, chainer.Parameter]]:
     """Return the initialised parameters with their names, sorted by name."""
-    return sorted(
-        ((name, p) for name, p in model.namedparams(include_uninit=False)), key=lambda pair: pair[0]
-    )
+    return sorted(model.namedparams(include_uninit=False), key=operator.itemgetter(0))
 
 
 def _fill_missing(model: chainer.Link) -> None:
@@ -192,24 +198,33 @@ def _fill_missing(model: chainer.Link) -> None:
             param.grad = param.xp.zeros_like(param.array)
 
 
+# The layout of a model's gradients stays the same from step to step, so what follows from it is
+# kept: a few hundred names and shapes cost more to look at than their numbers cost to send.
 @functools.lru_cache(maxsize=64)
-def _digest(layout: tuple[tuple[str, tuple[int, ...], np.dtype[Any]], ...]) -> int:
+def _digest(layout: Layout) -> int:
     return zlib.crc32(repr([(n, s, d.str) for n, s, d in layout]).encode())
 
 
-def _plan(arrays: Sequence[Array], wires: Sequence[np.dtype[Any]], below: float) -> list[Bucket]:
-    return _cached_plan(tuple(a.size for a in arrays), tuple(wires), below)
+@functools.lru_cache(maxsize=64)
+def _sum_plan(layout: Layout, grad_dtype: np.dtype[Any] | None, pack_below: float) -> list[Bucket]:
+    """Return the buckets for a sum, in the dtypes that MPI adds up."""
+    wires = [reduction(grad_dtype or dtype, 'sum').wire for _, _, dtype in layout]
+    return plan([shape for _, shape, _ in layout], wires, pack_below)
 
 
 @functools.lru_cache(maxsize=64)
-def _cached_plan(
-    sizes: tuple[int, ...], wires: tuple[np.dtype[Any], ...], below: float
-) -> list[Bucket]:
-    return plan(sizes, wires, below)
+def _copy_plan(layout: Layout, pack_below: float) -> list[Bucket]:
+    """Return the buckets for a copy: every array in its own dtype, bit by bit."""
+    return plan([s for _, s, _ in layout], [d for _, _, d in layout], pack_below)
 
 
-def _scale(piece: Array, factor: float) -> None:
+def _multiply(piece: Array, factor: float) -> None:
     if factor == 0.0:
         piece.fill(0)  # not a product: nobody's NaN may come in with weight 0
     elif factor != 1.0:
         piece *= factor
+
+
+def _divide(piece: Array, divisor: float) -> None:
+    if divisor != 1.0:
+        piece /= divisor  # rounded once, unlike a product with 1 / divisor

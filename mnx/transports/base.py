@@ -135,4 +135,4 @@ class Channels(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Free the transports. Collective."""
+        """Free the transports. Collective; a second call does nothing."""

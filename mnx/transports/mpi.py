@@ -196,6 +196,7 @@ class MpiChannels(Channels):
         self.arrays = self.control = MpiTransport(self.mpi_comm)
         self.mail = MpiTransport(self.mpi_comm)
         self.hosts = self.control.gather_names(mpi.Get_processor_name())
+        self._open = True
 
     def split(self, color: int | None, key: int) -> MpiChannels | None:
         mpi = _mpi()
@@ -203,6 +204,11 @@ class MpiChannels(Channels):
         return None if comm == mpi.COMM_NULL else _SplitChannels(comm)
 
     def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._free()
+
+    def _free(self) -> None:
         self.arrays.close()
         self.mail.close()
 
@@ -210,8 +216,8 @@ class MpiChannels(Channels):
 class _SplitChannels(MpiChannels):
     """Channels whose communicator was made by `split`, and so is mnx's to free."""
 
-    def close(self) -> None:
-        super().close()
+    def _free(self) -> None:
+        super()._free()
         self.mpi_comm.Free()
 
 

@@ -1,0 +1,158 @@
+"""Making, splitting, configuring and ending communicators."""
+
+from __future__ import annotations
+
+import gc
+
+import chainer
+import numpy as np
+import pytest
+
+import mnx
+from mnx.communicators import Communicator
+from mnx.communicators.factory import COMMUNICATORS
+from mnx.communicators.local import LocalCommunicator
+from mnx.errors import ArgumentError, ClosedError, MnxError
+
+
+def test_unknown_name(comm: Communicator) -> None:
+    with pytest.raises(ValueError, match=r'Unrecognized communicator: "x".*naive') as caught:
+        mnx.create_communicator('x')
+    assert isinstance(caught.value, MnxError)
+
+
+def test_unknown_keyword(comm: Communicator) -> None:
+    with pytest.raises(TypeError, match='foo'):
+        mnx.create_communicator('naive', foo=1)
+
+
+@pytest.mark.parametrize('name', sorted(COMMUNICATORS))
+def test_names_and_ranks(comm: Communicator, name: str) -> None:
+    with mnx.create_communicator(name) as made:
+        alone = name == 'local'
+        assert (made.rank, made.size) == ((0, 1) if alone else (comm.rank, comm.size))
+        assert (made.intra_rank, made.intra_size) == (made.rank, made.size)
+        assert (made.inter_rank, made.inter_size) == (0, 1)
+        assert repr(made) == f'<mnx {name} communicator, rank {made.rank} of {made.size}>'
+
+
+def test_configuration(any_comm: Communicator) -> None:
+    comm = any_comm
+    assert comm.get_config() == {'allreduce_grad_dtype': None, 'batched_copy': True}
+    comm.set_config('batched_copy', False)
+    comm.set_config('allreduce_grad_dtype', 'float16')
+    half = comm.split(0, comm.rank)
+    for one in (comm, half):
+        assert one.get_config('batched_copy') is False
+        assert one.get_config('allreduce_grad_dtype') == np.float16
+    half.set_config('allreduce_grad_dtype', None)
+    assert comm.get_config('allreduce_grad_dtype') == np.float16  # not shared
+    assert mnx.create_communicator('local').get_config('batched_copy') is True
+    with pytest.raises(ValueError, match='nonsense'):
+        comm.set_config('nonsense')
+    with pytest.raises(KeyError):
+        comm.get_config('nonsense')
+
+
+def test_split(any_comm: Communicator) -> None:
+    comm = any_comm
+    part = comm.split(comm.rank % 2, -comm.rank)
+    assert type(part) is type(comm)
+    members = [r for r in range(comm.size) if r % 2 == comm.rank % 2][::-1]
+    assert (part.rank, part.size) == (members.index(comm.rank), len(members))
+    assert part.allgather_obj(comm.rank) == members
+    model = chainer.links.Linear(2, 1)
+    model.W.grad = np.full((1, 2), comm.rank, 'f4')
+    model.b.cleargrad()
+    part.multi_node_mean_grad(model)
+    np.testing.assert_allclose(model.W.grad, np.mean(members))
+
+
+def test_a_rank_without_color_gets_none(comm: Communicator) -> None:
+    part = comm.split(None if comm.rank == 0 else 1, comm.rank)
+    assert (part is None) == (comm.rank == 0)
+    if part is not None:
+        assert part.size == comm.size - 1
+
+
+@pytest.mark.parametrize('how', ['dropped', 'finalized'])
+def test_4000_splits_in_a_row(comm: Communicator, how: str) -> None:
+    """An MPI library has some 2,000 communicators at a time."""
+    for i in range(4000):
+        part = comm.split(i % 2 if comm.rank else 0, comm.rank)
+        if how == 'finalized':
+            part.finalize()
+    if how == 'dropped':
+        assert part.allreduce(np.ones(1))[0] == part.size
+
+
+def test_a_split_in_use_on_one_rank_is_not_freed(comm: Communicator) -> None:
+    kept = comm.split(0, comm.rank)
+    if comm.rank:
+        group, kept = kept, None
+    else:
+        group = kept
+    for _ in range(3):
+        comm.split(0, comm.rank)
+    assert group.allreduce(np.ones(1))[0] == comm.size
+    del group, kept
+    gc.collect()
+    comm.split(0, comm.rank)
+
+
+def test_after_finalize(any_comm: Communicator) -> None:
+    part = any_comm.split(0, any_comm.rank)
+    part.finalize()
+    part.finalize()
+    with pytest.raises(ClosedError, match='finalized'):
+        part.allreduce(np.ones(1))
+    any_comm.barrier()
+
+
+def test_a_failing_block_is_not_finalized(comm: Communicator) -> None:
+    """The failing rank must not wait for the others in the finalization."""
+    with pytest.raises(KeyError), mnx.create_communicator('naive') as made:
+        raise KeyError
+    made.barrier()
+    made.finalize()
+
+
+@pytest.mark.needs_ranks(2)
+def test_the_users_communicator_is_theirs(comm: Communicator) -> None:
+    """A message of the user's own, sent before and received after, meets none of mnx's."""
+    mpi = pytest.importorskip('mpi4py.MPI')
+    user = mpi.COMM_WORLD.Dup()
+    made = mnx.create_communicator('flat', user)
+    assert made.mpi_comm is user
+    request = user.isend('mine', dest=(comm.rank + 1) % comm.size, tag=0)
+    made.send_obj('other', (comm.rank + 1) % comm.size)
+    gathered = made.allgather(np.array([comm.rank]))
+    assert [int(x[0]) for x in gathered] == list(range(comm.size))
+    assert made.recv_obj((comm.rank - 1) % comm.size) == 'other'
+    assert user.recv(source=(comm.rank - 1) % comm.size) == 'mine'
+    request.wait()
+    made.finalize()
+    user.Free()
+
+
+def test_part_of_the_ranks(comm: Communicator) -> None:
+    mpi = pytest.importorskip('mpi4py.MPI')
+    part = mpi.COMM_WORLD.Split(comm.rank % 2, comm.rank)
+    with mnx.create_communicator('auto', part) as made:
+        assert made.allgather_obj(comm.rank) == list(range(comm.rank % 2, comm.size, 2))
+    part.Free()
+
+
+def test_local_needs_nothing(comm: Communicator) -> None:
+    alone = mnx.create_communicator('local')
+    assert isinstance(alone, LocalCommunicator)
+    assert alone.mpi_comm is None
+    child = alone.split(0, 0)
+    assert child.size == 1
+    assert alone.split(None, 0) is None
+    x = np.arange(3.0)
+    np.testing.assert_array_equal(child.allreduce(x, 'mean'), x)
+    np.testing.assert_array_equal(child.alltoall([x])[0], x)
+    assert child.scatter_obj(['a']) == 'a'
+    with pytest.raises(ArgumentError):
+        child.bcast(x, root=1)

@@ -1,0 +1,170 @@
+"""Means of gradients and broadcasts of parameters, in every dtype and layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chainer
+import chainer.links as L
+import numpy as np
+import pytest
+
+import mnx
+from mnx.communicators import Communicator
+from mnx.errors import ArgumentError, MismatchError
+
+
+def link_of(arrays: dict[str, np.ndarray]) -> chainer.Link:
+    link = chainer.Link()
+    with link.init_scope():
+        for name, array in arrays.items():
+            setattr(link, name, chainer.Parameter(array))
+    return link
+
+
+def gradients(rank: int, dtypes: list[str]) -> dict[str, np.ndarray]:
+    """Large, small, empty and 0-d arrays."""
+    rng = np.random.default_rng(rank)
+    shapes = [(300, 400), (7,), (), (0, 3), (2, 3, 4), (65_537,)]
+    return {
+        f'p{i}': rng.integers(-50, 50, shape).astype(dtypes[i % len(dtypes)])
+        for i, shape in enumerate(shapes)
+    }
+
+
+@pytest.mark.parametrize('dtypes', [['f4'], ['f8'], ['f2'], ['f4', 'f2', 'f8']], ids=str)
+@pytest.mark.parametrize('order', ['C', 'F'])
+def test_mean_of_gradients(any_comm: Communicator, dtypes: list[str], order: Any) -> None:
+    comm = any_comm
+    everyone = [gradients(r, dtypes) for r in range(comm.size)]
+    model = link_of({name: np.zeros_like(g) for name, g in everyone[0].items()})
+    given = {}
+    for param in model.params():
+        given[param.name] = np.array(everyone[comm.rank][param.name], order=order)
+        param.grad = given[param.name]
+    comm.multi_node_mean_grad(model)
+    for param in model.params():
+        stack = [e[param.name].astype('f8') for e in everyone]
+        expected = (sum(stack) / comm.size).astype(param.dtype)
+        np.testing.assert_allclose(param.grad, expected, rtol=1e-7, err_msg=param.name)
+        assert param.grad is given[param.name]  # in place
+        assert param.grad.dtype == param.dtype
+
+
+def test_weighted_mean(any_comm: Communicator) -> None:
+    comm = any_comm
+    model = link_of({'p': np.zeros(5)})
+    model.p.grad = np.arange(5.0) + comm.rank
+    weights = np.arange(comm.size) * 2.0 + 1
+    comm.multi_node_mean_grad(model, weight=weights[comm.rank])
+    expected = np.average([np.arange(5.0) + r for r in range(comm.size)], axis=0, weights=weights)
+    np.testing.assert_allclose(model.p.grad, expected, rtol=1e-15)
+
+
+@pytest.mark.parametrize('weight', [-1.0, float('nan'), 0.0, float('inf')])
+def test_bad_weights(comm: Communicator, weight: float) -> None:
+    model = link_of({'p': np.zeros(5)})
+    model.p.grad = np.ones(5)
+    with pytest.raises(ArgumentError, match='weight'):
+        comm.multi_node_mean_grad(model, weight=weight)
+    comm.barrier()
+
+
+@pytest.mark.parametrize('wire', ['float16', 'float32', 'float64'])
+def test_allreduce_grad_dtype(comm: Communicator, wire: str) -> None:
+    with mnx.create_communicator('flat', allreduce_grad_dtype=wire) as wired:
+        model = link_of({'p': np.zeros(3), 'q': np.zeros(2, 'f4')})
+        for param in model.params():
+            param.grad = np.full(param.shape, 1 / 3 + comm.rank, param.dtype)
+        wired.multi_node_mean_grad(model)
+        exact = 1 / 3 + (comm.size - 1) / 2
+        error = np.abs(model.p.grad - exact).max()
+        assert model.p.grad.dtype == np.float64
+        assert error <= {'float16': 1e-3, 'float32': 1e-6, 'float64': 1e-15}[wire]
+        assert wire == 'float64' or error > 1e-12  # it really went through the shorter dtype
+
+
+@pytest.mark.parametrize('value', ['int32', 'complex64'])
+def test_allreduce_grad_dtype_must_be_floating(comm: Communicator, value: str) -> None:
+    with pytest.raises(ArgumentError, match='floating'):
+        mnx.create_communicator('flat', allreduce_grad_dtype=value)
+
+
+def test_missing_gradients(any_comm: Communicator) -> None:
+    comm = any_comm
+    model = link_of({'a': np.zeros(2), 'b': np.zeros(3)})
+    for param in model.params():
+        param.cleargrad()
+    model.a.grad = np.full(2, 6.0 + comm.rank)
+    comm.multi_node_mean_grad(model)
+    np.testing.assert_allclose(model.a.grad, 6 + (comm.size - 1) / 2)
+    assert model.b.grad is None
+    comm.multi_node_mean_grad(model, zero_fill=True)
+    np.testing.assert_array_equal(model.b.grad, np.zeros(3))
+
+
+@pytest.mark.needs_ranks(2)
+def test_different_sets_of_gradients_name_the_parameter(any_comm: Communicator) -> None:
+    comm = any_comm
+    model = link_of({'a': np.zeros(2), 'b': np.zeros(3)})
+    for param in model.params():
+        param.cleargrad()
+    model.a.grad = np.ones(2)
+    if comm.rank == 1:
+        model.b.grad = np.ones(3)
+    with pytest.raises(MismatchError, match=r'only on rank\(s\) 1: /b float64\(3,\)'):
+        comm.multi_node_mean_grad(model)
+
+
+def test_uninitialised_parameters_are_left_out(comm: Communicator) -> None:
+    model = chainer.Sequential(L.Linear(2, 2), L.Linear(None, 2))
+    model[0].W.grad = np.full((2, 2), float(comm.rank), 'f4')
+    model[0].b.grad = np.zeros(2, 'f4')
+    comm.multi_node_mean_grad(model, zero_fill=True)
+    np.testing.assert_array_equal(model[0].W.grad, (comm.size - 1) / 2)
+    comm.bcast_data(model)
+    assert model[1].W.array is None
+
+
+@pytest.mark.parametrize('order', ['C', 'F'])
+def test_bcast_data_is_exact_in_every_dtype(any_comm: Communicator, order: Any) -> None:
+    comm = any_comm
+
+    def values(rank: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(rank)
+        shapes = {'f2': (3, 4), 'f4': (300, 400), 'f8': (0, 2), 'c8': (2, 2), 'i8': (5,)}
+        return {
+            f'p_{dtype}': np.asarray((rng.standard_normal(shape) * 9).astype(dtype), order=order)
+            for dtype, shape in shapes.items()
+        }
+
+    model = link_of(values(comm.rank + 1))
+    before = {param.name: param.array for param in model.params()}
+    comm.bcast_data(model)
+    for name, expected in values(1).items():
+        assert getattr(model, name).array is before[name]  # in place
+        np.testing.assert_array_equal(getattr(model, name).array, expected)
+
+
+def test_buffers_are_kept_from_call_to_call(any_comm: Communicator) -> None:
+    """Different models in turn, so that kept buffers and views would be taken for one another."""
+    comm = any_comm
+    models = [link_of({'a': np.zeros(n), 'b': np.zeros((2, n))}) for n in (3, 5, 3)]
+    for turn in range(3):
+        for i, model in enumerate(models):
+            for param in model.params():
+                param.grad = np.full(param.shape, 100.0 * turn + 10 * i + comm.rank)
+            comm.multi_node_mean_grad(model)
+            for param in model.params():
+                expected = 100.0 * turn + 10 * i + (comm.size - 1) / 2
+                np.testing.assert_array_equal(param.grad, np.full(param.shape, expected))
+
+
+def test_old_names(comm: Communicator) -> None:
+    model = link_of({'p': np.full(2, 1.0 + comm.rank)})
+    model.p.grad = np.full(2, 1.0 + comm.rank)
+    with pytest.warns(DeprecationWarning, match='multi_node_mean_grad'):
+        comm.allreduce_grad(model)
+    np.testing.assert_array_equal(model.p.grad, (1 + comm.size) / 2)
+    comm.broadcast_data(model)
+    np.testing.assert_array_equal(model.p.array, 1)
