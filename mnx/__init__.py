@@ -4,18 +4,28 @@ The public names, and nothing else::
 
     comm = mnx.create_communicator()
     optimizer = mnx.create_multi_node_optimizer(chainer.optimizers.Adam(), comm)
+    train = mnx.scatter_dataset(train, comm, shuffle=True)
 """
 
-__version__ = '0.1.0'
-
+# First of all, so that an error in the imports below ends the job, too.
 from mnx.health import except_hook as _except_hook
 
 _except_hook.install()
 
+from mnx import datasets as datasets  # noqa: E402
 from mnx import errors as errors  # noqa: E402
+from mnx import extensions as extensions  # noqa: E402
 from mnx.communicators import CommunicatorBase as CommunicatorBase  # noqa: E402
 from mnx.communicators import create_communicator as create_communicator  # noqa: E402
+from mnx.datasets import DataSizeError as DataSizeError  # noqa: E402
+from mnx.datasets import scatter_dataset as scatter_dataset  # noqa: E402
+from mnx.datasets import scatter_index as scatter_index  # noqa: E402
 from mnx.errors import MnxError as MnxError  # noqa: E402
+from mnx.extensions import (  # noqa: E402
+    create_multi_node_evaluator as create_multi_node_evaluator,
+)
 from mnx.optimizers import (  # noqa: E402
     create_multi_node_optimizer as create_multi_node_optimizer,
 )
+
+__version__ = '0.1.0'

@@ -54,9 +54,8 @@ def install(environ: Mapping[str, str] = os.environ) -> None:
 
 def _buffer_by_line() -> None:
     """Print line by line: what waits in a healthy rank's buffer would be lost by an abort."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=True)
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.write_through:
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 def _failed(error: BaseException) -> None:

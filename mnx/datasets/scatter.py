@@ -1,0 +1,220 @@
+"""Cut a data set into one part for each rank.
+
+The root reads; every other rank receives its own part and never holds the rest::
+
+    root       0 1 2 3 4 5 6 7            the order, shuffled or not
+               |   |   |   |
+               v   v   v   v              take(): arrays at once, wrappers kept
+    rank 0   0 1   |   |   |
+    rank 1       2 3   |   |              one message each, one after the other:
+    rank 2           4 5   |              the root holds one part more than the whole
+    rank 3               6 7
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mnx.datasets.part import DatasetPart
+from mnx.datasets.partition import owned_length, part_of
+from mnx.datasets.take import Indices, Selection, take
+from mnx.errors import ArgumentError, DataError, explain
+
+if TYPE_CHECKING:
+    from mnx.communicators import CommunicatorBase
+
+# A tag of its own: an object that the user has sent and not yet received is not a part.
+_PART_TAG = 20_110
+
+
+class DataSizeError(DataError):
+    """A data set does not tell its length."""
+
+
+def scatter_dataset(
+    dataset: Any,
+    comm: CommunicatorBase,
+    root: int = 0,
+    shuffle: bool = False,
+    seed: int | None = None,
+    max_buf_len: int = 256 * 1024 * 1024,
+    *,
+    force_equal_length: bool = True,
+) -> DatasetPart:
+    """Give every rank its part of the root's data set.
+
+    Collective: all ranks call it with the same `root` and `force_equal_length`; the other
+    arguments count at the root only.
+
+    Parameters
+    ----------
+    dataset : data set
+        At the root, anything with a length that gives an example for an index; see
+        `mnx.datasets.take` for what travels. Ignored on the other ranks (None is usual).
+    comm : CommunicatorBase
+    root : int
+        The rank that holds `dataset`.
+    shuffle : bool
+        Deal the examples out in the order
+        ``numpy.random.RandomState(seed).permutation(len(dataset))``.
+    seed : int, optional
+    max_buf_len : int
+        Kept for scripts written for ChainerMN. Parts of any length travel without it.
+    force_equal_length : bool
+        Make all parts equally long, so that the ranks' epochs end together. A few examples are
+        then held by two ranks; `create_multi_node_evaluator` counts them once.
+
+    Returns
+    -------
+    DatasetPart
+        Behaves as ``chainer.datasets.SubDataset(dataset, b, e, order)`` with the ``(b, e)`` of
+        `scatter_index`, and holds nothing else of `dataset`.
+
+    Raises
+    ------
+    DataSizeError, ArgumentError, MismatchError
+        On every rank, when one finds something wrong.
+
+    Notes
+    -----
+    Bytes moved: each example once, and those that two ranks hold once more.
+    """
+    call = 'scatter_dataset'
+    with comm.together(call) as meeting:
+        root = _checked_root(call, comm, root)
+        meeting.bring(f'root={root} force_equal_length={bool(force_equal_length)}')
+        length = _length(call, comm, dataset) if comm.rank == root else None
+    n = comm.bcast_obj(length, root=root)
+    with comm.together(call):
+        if comm.rank == root:
+            order = np.random.RandomState(seed).permutation(n) if shuffle else None
+            examples = _deal_out(dataset, comm, n, order, force_equal_length)
+        else:
+            examples = comm.recv_obj(root, tag=_PART_TAG)
+    positions = part_of(n, comm.rank, comm.size, force_equal_length=force_equal_length)
+    owned = owned_length(n, comm.rank, comm.size, force_equal_length=force_equal_length)
+    return DatasetPart(examples, positions, owned)
+
+
+def scatter_index(
+    n_total_samples: int,
+    comm: CommunicatorBase,
+    root: int = 0,
+    *,
+    force_equal_length: bool = True,
+) -> tuple[int, int]:
+    """Return the first index of this rank's part and the one behind its last.
+
+    Collective: all ranks call it with the same `root` and `force_equal_length`.
+
+    Parameters
+    ----------
+    n_total_samples : int
+        Number of examples, at the root; ignored on the other ranks.
+    comm : CommunicatorBase
+    root : int
+    force_equal_length : bool
+        As in `scatter_dataset`: equal parts may overlap by an example.
+
+    Returns
+    -------
+    (int, int)
+    """
+    call = 'scatter_index'
+    with comm.together(call) as meeting:
+        root = _checked_root(call, comm, root)
+        meeting.bring(f'root={root} force_equal_length={bool(force_equal_length)}')
+        count = _checked_count(call, comm, n_total_samples) if comm.rank == root else None
+    n = comm.bcast_obj(count, root=root)
+    part = part_of(n, comm.rank, comm.size, force_equal_length=force_equal_length)
+    return part.start, part.stop
+
+
+def _checked_root(call: str, comm: CommunicatorBase, root: int) -> int:
+    try:
+        index = operator.index(root)
+    except TypeError:
+        index = -1
+    if 0 <= index < comm.size:
+        return index
+    raise ArgumentError(
+        explain(
+            call,
+            'root is not a rank',
+            f'0 to {comm.size - 1}',
+            repr(root),
+            rank=comm.rank,
+            size=comm.size,
+            advice='Name the rank that holds the data set',
+        )
+    )
+
+
+def _checked_count(call: str, comm: CommunicatorBase, n: int) -> int:
+    try:
+        count = operator.index(n)
+    except TypeError:
+        count = -1
+    if count >= 0:
+        return count
+    raise ArgumentError(
+        explain(
+            call,
+            'the number of examples is no number',
+            'an int >= 0',
+            repr(n),
+            rank=comm.rank,
+            size=comm.size,
+            advice='Pass the length of the data set at the root',
+        )
+    )
+
+
+def _length(call: str, comm: CommunicatorBase, dataset: Any) -> int:
+    try:
+        return len(dataset)
+    except (TypeError, NotImplementedError) as error:
+        text = explain(
+            call,
+            'the data set at the root does not tell its length',
+            'something with len()',
+            type(dataset).__name__,
+            rank=comm.rank,
+            size=comm.size,
+            advice='Pass the data set at the root, with a __len__ method',
+        )
+        raise DataSizeError(text) from error
+
+
+def _deal_out(
+    dataset: Any,
+    comm: CommunicatorBase,
+    n: int,
+    order: Any,
+    force_equal_length: bool,
+) -> Any:
+    """Send the others their parts and return the root's own."""
+    indices = [
+        _indices(part_of(n, rank, comm.size, force_equal_length=force_equal_length), order)
+        for rank in range(comm.size)
+    ]
+    if comm.size == 1:
+        return Selection(dataset, indices[0])  # nothing travels, so nothing is copied
+    waiting = [rank for rank in range(comm.size) if rank != comm.rank]
+    try:
+        while waiting:
+            comm.send_obj(take(dataset, indices[waiting[0]]), waiting[0], tag=_PART_TAG)
+            del waiting[0]
+        return take(dataset, indices[comm.rank])
+    except BaseException:
+        # They wait for a message: let them come to the vote, where they hear of the error.
+        for rank in waiting:
+            comm.send_obj(None, rank, tag=_PART_TAG)
+        raise
+
+
+def _indices(part: range, order: Any) -> Indices:
+    return part if order is None else order[part.start : part.stop]

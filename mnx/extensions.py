@@ -1,0 +1,14 @@
+"""Extensions of Chainer's Trainer for many ranks: the public names, and nothing else."""
+
+from mnx.training.evaluator import MultiNodeEvaluator, create_multi_node_evaluator
+from mnx.training.on_root import on_root
+from mnx.training.snapshot import Snapshot, resume, snapshot
+
+__all__ = [
+    'create_multi_node_evaluator',
+    'MultiNodeEvaluator',
+    'on_root',
+    'snapshot',
+    'Snapshot',
+    'resume',
+]

@@ -1,0 +1,1 @@
+"""What a Trainer on many ranks needs. The public names are in `mnx.extensions`."""

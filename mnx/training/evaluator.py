@@ -1,0 +1,219 @@
+"""Evaluate a model on all ranks' samples.
+
+Chainer's Evaluator averages the batches' means, whatever the batches' sizes. Over ranks that
+goes further wrong, so the exact mean is built from sums::
+
+    rank 0   samples 0 1 2     sum 3, weight 3 ─┐
+    rank 1   samples 3 4       sum 7, weight 2 ─┴─►  10 / 5 = 2, the same bits on every rank
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import chainer
+from chainer.dataset import convert
+from chainer.training.extensions import Evaluator
+
+from mnx.errors import ArgumentError
+from mnx.training.evaluation_iterator import EvaluationIterator
+from mnx.training.weighted_sums import RankResult, WeightedSums, combine
+
+if TYPE_CHECKING:
+    from mnx.communicators import CommunicatorBase
+
+
+def create_multi_node_evaluator(
+    actual_evaluator: Evaluator, communicator: CommunicatorBase
+) -> MultiNodeEvaluator:
+    """Wrap an evaluator so that it reports means over the samples of all ranks.
+
+    Each value is weighted by the number of samples in its batch, so the result does not depend
+    on how the samples are spread over ranks and batches. Examples that `scatter_dataset` gave to
+    two ranks count once.
+
+    Parameters
+    ----------
+    actual_evaluator : chainer.training.extensions.Evaluator
+        Any evaluator. If it has an ``evaluate`` of its own, that is called as it is on each rank,
+        and its means are weighted by the number of samples its main iterator has served.
+        It is not changed.
+    communicator : CommunicatorBase
+
+    Returns
+    -------
+    MultiNodeEvaluator
+        An evaluator of the same name, trigger and priority. Calling it is collective.
+
+    Examples
+    --------
+    >>> import mnx
+    >>> comm = mnx.create_communicator('local')
+    >>> model = chainer.links.Classifier(chainer.links.Linear(2, 3))
+    >>> samples = chainer.iterators.SerialIterator([], 10, repeat=False, shuffle=False)
+    >>> evaluator = mnx.create_multi_node_evaluator(
+    ...     chainer.training.extensions.Evaluator(samples, model), comm)
+    >>> evaluator()
+    {}
+    """
+    if not isinstance(actual_evaluator, Evaluator):
+        raise ArgumentError(
+            'create_multi_node_evaluator: expected a chainer.training.extensions.Evaluator but '
+            f'got {type(actual_evaluator).__name__}. Derive your class from Evaluator.'
+        )
+    return MultiNodeEvaluator(actual_evaluator, communicator)
+
+
+class MultiNodeEvaluator(Evaluator):
+    """What `create_multi_node_evaluator` returns.
+
+    Attributes
+    ----------
+    actual_evaluator : chainer.training.extensions.Evaluator
+    communicator : CommunicatorBase
+    """
+
+    def __init__(self, actual_evaluator: Evaluator, communicator: CommunicatorBase) -> None:
+        self.actual_evaluator = actual_evaluator
+        self.communicator = communicator
+        self.trigger = actual_evaluator.trigger
+        self.priority = actual_evaluator.priority
+        self.default_name = actual_evaluator.default_name
+
+    @property
+    def name(self) -> str | None:
+        """The name by which the trainer knows it; a prefix of the values' names."""
+        name: str | None = self.actual_evaluator.name
+        return name
+
+    @name.setter
+    def name(self, name: str | None) -> None:
+        self.actual_evaluator.name = name
+
+    def __call__(self, trainer: Any = None) -> dict[str, Any]:
+        """Evaluate and report. Collective: all ranks call it and get the same result."""
+        result = self.evaluate(trainer)
+        chainer.report(result)
+        return result
+
+    def evaluate(self, trainer: Any = None) -> dict[str, Any]:
+        """Return the mean of each reported value over all ranks' samples.
+
+        Collective: all ranks call it.
+
+        Raises
+        ------
+        MismatchError
+            Ranks with samples report entirely different values (on all ranks).
+        """
+        with self.communicator.together('evaluate'):
+            mine = self._evaluate_own_samples(trainer)
+        return combine(self.communicator.allgather_obj(mine))
+
+    def _evaluate_own_samples(self, trainer: Any) -> RankResult:
+        evaluator, sums = self.actual_evaluator, WeightedSums()
+        with _counting(evaluator) as iterators:
+            if _is_chainers_own(evaluator):
+                _run(evaluator, sums)
+                return RankResult(iterators['main'].n_served, sums.to_host())
+            with chainer.Reporter():  # it reports this rank's means: for nobody to see
+                means = evaluator(trainer)
+            n_served = _n_samples(iterators)
+            sums.add_means(means if n_served else {}, n_served)
+            return RankResult(n_served, sums.to_host())
+
+    # The rest of Evaluator, as the actual one does it.
+
+    def get_iterator(self, name: str) -> Any:
+        """Return the actual evaluator's iterator of this name."""
+        return self.actual_evaluator.get_iterator(name)
+
+    def get_all_iterators(self) -> dict[str, Any]:
+        """Return the actual evaluator's iterators."""
+        return dict(self.actual_evaluator.get_all_iterators())
+
+    def get_target(self, name: str) -> Any:
+        """Return the actual evaluator's link of this name."""
+        return self.actual_evaluator.get_target(name)
+
+    def get_all_targets(self) -> dict[str, Any]:
+        """Return the actual evaluator's links."""
+        return dict(self.actual_evaluator.get_all_targets())
+
+    def initialize(self, trainer: Any) -> None:
+        """Initialise the actual evaluator."""
+        self.actual_evaluator.initialize(trainer)
+
+    def on_error(self, trainer: Any, exc: Exception, tb: Any) -> None:
+        """Pass an error of the training loop to the actual evaluator."""
+        self.actual_evaluator.on_error(trainer, exc, tb)
+
+    def finalize(self) -> None:
+        """Finalise the actual evaluator and its iterators."""
+        self.actual_evaluator.finalize()
+
+    def serialize(self, serializer: Any) -> None:
+        """Save or load the actual evaluator's state."""
+        self.actual_evaluator.serialize(serializer)
+
+
+def _is_chainers_own(evaluator: Evaluator) -> bool:
+    cls = type(evaluator)
+    return cls.evaluate is Evaluator.evaluate and cls.__call__ is Evaluator.__call__
+
+
+def _n_samples(iterators: dict[str, EvaluationIterator]) -> int:
+    if 'main' in iterators:
+        return iterators['main'].n_served
+    return sum(iterator.n_served for iterator in iterators.values())
+
+
+@contextmanager
+def _counting(evaluator: Evaluator) -> Iterator[dict[str, EvaluationIterator]]:
+    """Let `evaluator` read through counting iterators for the time of one evaluation."""
+    actual = evaluator._iterators
+    evaluator._iterators = {name: EvaluationIterator(it) for name, it in actual.items()}
+    try:
+        yield evaluator._iterators
+    finally:
+        evaluator._iterators = actual
+
+
+def _run(evaluator: Evaluator, sums: WeightedSums) -> None:
+    """Do what Chainer's Evaluator does, with each batch weighted by its size."""
+    iterator = evaluator.get_iterator('main')
+    eval_func = evaluator.eval_func or evaluator.get_target('main')
+    if evaluator.eval_hook:
+        evaluator.eval_hook(evaluator)
+    iterator.reset()
+    with _reporter(evaluator) as reporter, chainer.using_config('train', False):
+        for batch in iterator:
+            observation: dict[str, Any] = {}
+            with reporter.scope(observation), chainer.no_backprop_mode():
+                _call(
+                    eval_func, convert._call_converter(evaluator.converter, batch, evaluator.device)
+                )
+            sums.add_scalars(observation, len(batch))
+
+
+@contextmanager
+def _reporter(evaluator: Evaluator) -> Iterator[chainer.Reporter]:
+    """Give the links names that begin with the evaluator's."""
+    reporter = chainer.Reporter()
+    prefix = '' if evaluator.name is None else f'{evaluator.name}/'
+    for name, target in evaluator.get_all_targets().items():
+        reporter.add_observer(prefix + name, target)
+        reporter.add_observers(prefix + name, target.namedlinks(skipself=True))
+    with reporter:
+        yield reporter
+
+
+def _call(function: Any, arrays: Any) -> None:
+    if isinstance(arrays, tuple):
+        function(*arrays)
+    elif isinstance(arrays, dict):
+        function(**arrays)
+    else:
+        function(arrays)

@@ -1,0 +1,350 @@
+"""The except hook in real jobs: one rank fails in some way while the others wait for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mnx.transports.launch import detect
+from tests.launching import clean_environment, mpiexec, on_first_rank
+
+_suite = detect(os.environ)
+
+# What these jobs do does not depend on the suite they are started from, only how long they take.
+pytestmark = pytest.mark.skipif(
+    _suite is not None and _suite.size > 2,
+    reason='starts jobs of its own: the suite on 1 or 2 ranks does',
+)
+
+LIMIT_S = 2.0
+
+START = """
+import os, pathlib, signal, sys, time
+import mnx
+comm = mnx.create_communicator('naive')
+folder = pathlib.Path(sys.argv[1])
+
+def about_to_fail():
+    (folder / f'failed{comm.rank}').write_text(str(time.time()))
+
+def wait_for_the_others():
+    comm.allreduce_obj(1)
+
+wait_for_the_others()
+"""
+
+
+@dataclass
+class Job:
+    """What became of a job."""
+
+    code: int
+    output: str
+    seconds: float  # from the first failure until mpiexec has returned
+
+
+def run(folder: Path, program: str, n: int = 2, **env: str) -> Job:
+    result = mpiexec(n, START + program, folder, timeout=60, env=env)
+    end = time.time()
+    failed = [float(path.read_text()) for path in folder.glob('failed*')]
+    seconds = end - min(failed) if failed else 0.0
+    print(f'ended {seconds:.2f} s after the failure, exit status {result.returncode}')
+    print(result.stdout[-3000:])
+    return Job(result.returncode, result.stdout, seconds)
+
+
+def assert_ended_in_time(job: Job) -> None:
+    assert job.code != 0
+    assert 0 < job.seconds < LIMIT_S
+
+
+ONE_RANK = {
+    'exception': ("raise ValueError('boom')", 'ValueError: boom'),
+    'interrupt': ('os.kill(os.getpid(), signal.SIGINT); time.sleep(9)', 'KeyboardInterrupt'),
+    'exit': ('sys.exit(3)', 'SystemExit: 3'),
+    'exit_with_a_message': ("sys.exit('no such file')", 'SystemExit: no such file'),
+    'argparse': (
+        "import argparse; argparse.ArgumentParser().parse_args(['--unknown'])",
+        'unrecognized arguments: --unknown',
+    ),
+}
+
+
+@pytest.mark.parametrize(('failure', 'text'), ONE_RANK.values(), ids=ONE_RANK)
+@on_first_rank
+def test_one_rank_fails(failure: str, text: str, tmp_path: Path) -> None:
+    job = run(
+        tmp_path,
+        f"""
+print('healthy so far', comm.rank)
+if comm.rank == 1:
+    about_to_fail()
+    {failure}
+wait_for_the_others()
+""",
+    )
+    assert_ended_in_time(job)
+    assert text in job.output
+    assert job.output.count('Traceback (most recent call last)') == 1
+    assert 'rank 1 of 2 on ' in job.output
+    assert job.output.count('healthy so far') == 2  # what other ranks printed is not lost
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason='needs sys.monitoring')
+@on_first_rank
+def test_system_exit_written_out(tmp_path: Path) -> None:
+    job = run(
+        tmp_path,
+        """
+def main():
+    about_to_fail()
+    return 3
+
+if comm.rank == 1:
+    raise SystemExit(main())
+wait_for_the_others()
+""",
+    )
+    assert_ended_in_time(job)
+    assert 'SystemExit: 3' in job.output
+
+
+@on_first_rank
+def test_same_error_on_all_ranks_is_printed_once(tmp_path: Path) -> None:
+    job = run(tmp_path, "about_to_fail()\nraise ValueError('the same')", n=4)
+    assert_ended_in_time(job)
+    assert job.output.count('ValueError: the same') == 1
+    assert 'ranks 0-3 of 4 on ' in job.output
+
+
+@on_first_rank
+def test_first_of_different_errors_is_printed_last(tmp_path: Path) -> None:
+    job = run(
+        tmp_path,
+        """
+time.sleep((comm.rank - 2) % 4 * 0.08)
+about_to_fail()
+raise ValueError(f'error of rank {comm.rank}')
+""",
+        n=4,
+    )
+    assert_ended_in_time(job)
+    places = [job.output.index(f'ValueError: error of rank {rank}') for rank in (1, 0, 3, 2)]
+    assert places == sorted(places)
+    assert job.output.count('Traceback (most recent call last)') == 4
+
+
+@on_first_rank
+def test_all_ranks_exit_without_noise(tmp_path: Path) -> None:
+    job = run(tmp_path, 'about_to_fail()\nsys.exit(3)')
+    assert_ended_in_time(job)
+    assert 'Traceback' not in job.output
+    assert 'mnx' not in job.output
+
+
+@on_first_rank
+def test_killed_rank_ends_the_job(tmp_path: Path) -> None:
+    job = run(
+        tmp_path,
+        """
+if comm.rank == 1:
+    about_to_fail()
+    os.kill(os.getpid(), 9)
+wait_for_the_others()
+""",
+    )
+    assert_ended_in_time(job)
+
+
+@on_first_rank
+def test_caught_exit_and_exit_with_0_do_not_end_the_job(tmp_path: Path) -> None:
+    job = run(
+        tmp_path,
+        """
+import threading
+if comm.rank == 1:
+    try:
+        sys.exit(3)
+    except SystemExit:
+        pass
+    threading.Thread(target=sys.exit, args=(3,)).start()
+else:
+    time.sleep(0.3)
+wait_for_the_others()
+print('went on', comm.rank)
+if comm.rank == 1:
+    sys.exit(0)
+wait = comm.rank == 0 and time.sleep(1)
+print('done', comm.rank)
+""",
+    )
+    assert job.code == 0
+    assert job.output.count('went on') == 2
+    assert 'done 0' in job.output
+
+
+@on_first_rank
+def test_children_do_not_end_the_job(tmp_path: Path) -> None:
+    job = run(
+        tmp_path,
+        """
+import atexit, multiprocessing
+
+def worker():
+    raise ValueError('in a worker')
+
+child = os.fork()
+if child == 0:
+    atexit.register(os._exit, 1)  # before mpi4py would finalize MPI, which is the parent's
+    raise ValueError('in a fork')
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+process = multiprocessing.get_context('fork').Process(target=worker)
+process.start()
+process.join()
+assert process.exitcode == 1
+wait_for_the_others()
+os.write(1, b'went on\\n')
+""",
+    )
+    assert job.code == 0, job.output
+    assert job.output.count('went on') == 2
+    assert job.output.count('ValueError: in a fork') == 2
+
+
+@on_first_rank
+def test_the_program_s_own_hook_is_shown(tmp_path: Path) -> None:
+    job = run(
+        tmp_path,
+        """
+old = sys.excepthook
+def hook(kind, error, traceback):
+    print('in colours:', error, file=sys.stderr)
+    if sys.version_info < (3, 12):
+        old(kind, error, traceback)  # there, who replaces the hook must call the old one
+sys.excepthook = hook
+if comm.rank == 1:
+    about_to_fail()
+    raise ValueError('boom')
+wait_for_the_others()
+""",
+    )
+    assert_ended_in_time(job)
+    assert job.output.count('in colours: boom') == 1
+    assert 'rank 1 of 2 on ' in job.output
+
+
+@on_first_rank
+def test_long_report_arrives_whole(tmp_path: Path) -> None:
+    job = run(
+        tmp_path,
+        """
+if comm.rank == 1:
+    about_to_fail()
+    raise ValueError(''.join(f'line {k}\\n' for k in range(20_000)))
+wait_for_the_others()
+""",
+    )
+    assert_ended_in_time(job)
+    assert all(f'line {k}\n' in job.output for k in (0, 10_000, 19_999))
+
+
+@on_first_rank
+def test_mpi_without_a_communicator_of_mnx(tmp_path: Path) -> None:
+    program = """
+import sys
+import mnx
+from mpi4py import MPI
+if MPI.COMM_WORLD.rank == 1:
+    raise ValueError('boom')
+MPI.COMM_WORLD.Barrier()
+"""
+    result = mpiexec(2, program, timeout=30)
+    assert result.returncode != 0
+    assert result.stdout.count('ValueError: boom') == 1
+    assert 'rank 1 of 2 on ' in result.stdout
+
+
+@on_first_rank
+def test_communicator_over_some_ranks_only(tmp_path: Path) -> None:
+    program = """
+import sys
+import mnx
+from mpi4py import MPI
+half = MPI.COMM_WORLD.Split(MPI.COMM_WORLD.rank // 2)
+comm = mnx.create_communicator('naive', half) if MPI.COMM_WORLD.rank < 2 else None
+if MPI.COMM_WORLD.rank == 1:
+    raise ValueError('boom')
+MPI.COMM_WORLD.Barrier()
+"""
+    result = mpiexec(4, program, timeout=30)
+    assert result.returncode != 0
+    assert 'rank 1 of 4 on ' in result.stdout
+
+
+@on_first_rank
+def test_turned_off_it_is_plain_python(tmp_path: Path) -> None:
+    program = """
+if comm.rank == 1:
+    about_to_fail()
+    sys.exit(3)
+time.sleep(4)
+print('rank 0 was let live')
+"""
+    job = run(tmp_path, program, MNX_EXCEPT_HOOK='0')
+    assert job.code != 0
+    assert 'rank 0 was let live' in job.output
+    assert '[mnx]' not in job.output
+
+
+@pytest.mark.parametrize('program', ['1 / 0', 'import sys; sys.exit(3)'])
+@on_first_rank
+def test_without_mpi_it_is_plain_python(program: str) -> None:
+    def ended(env: dict[str, str]) -> tuple[int, str]:
+        command = [sys.executable, '-c', f'import mnx; {program}']
+        result = subprocess.run(
+            command, env={**clean_environment(), **env}, capture_output=True, text=True, check=False
+        )
+        return result.returncode, result.stderr
+
+    assert ended({}) == ended({'MNX_EXCEPT_HOOK': '0'})
+
+
+BROKEN = """
+import time
+import mnx
+from mnx.transports import emergency
+
+class Broken:
+    rank, size = 1, 2
+    def notify(self, notice): pass
+    def poll(self): {poll}
+    def abort(self, code): {abort}
+
+emergency.register(Broken())
+raise ValueError('boom')
+"""
+
+
+@pytest.mark.parametrize(
+    ('poll', 'abort'),
+    [('return []', 'time.sleep(60)'), ('return []', '1 / 0'), ('1 / 0', 'pass')],
+    ids=['abort_hangs', 'abort_fails', 'poll_fails'],
+)
+@on_first_rank
+def test_ends_although_mpi_is_broken(poll: str, abort: str) -> None:
+    result = subprocess.run(
+        [sys.executable, '-c', BROKEN.format(poll=poll, abort=abort)],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr.count('ValueError: boom') == 1

@@ -1,0 +1,114 @@
+"""Start real MPI jobs from a test: `mpiexec` as a function."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import ParamSpec
+
+from mnx.transports.launch import detect
+
+P = ParamSpec('P')
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A job started from a rank of another job must not take itself for a part of that one.
+_OF_LAUNCHERS = ('PMI_', 'PMIX_', 'OMPI_', 'PRTE_', 'HYDI_', 'HYDRA_', 'MPI_LOCAL', 'MPIEXEC_')
+
+_SETTINGS = {
+    'OMP_NUM_THREADS': '1',
+    'OPENBLAS_NUM_THREADS': '1',
+    # Open MPI alone needs to be asked: for root, and for more ranks than cores (5.x and 4.x)
+    'OMPI_ALLOW_RUN_AS_ROOT': '1',
+    'OMPI_ALLOW_RUN_AS_ROOT_CONFIRM': '1',
+    'PRTE_MCA_rmaps_default_mapping_policy': ':oversubscribe',
+    'OMPI_MCA_rmaps_base_oversubscribe': '1',
+}
+
+
+def find_mpiexec() -> str:
+    """Return the mpiexec beside this Python, which fits its mpi4py, or the first in PATH."""
+    beside = Path(sys.executable).parent / 'mpiexec'
+    found = str(beside) if beside.exists() else shutil.which('mpiexec')
+    if found is None:
+        raise FileNotFoundError('no mpiexec beside this Python and none in PATH')
+    return found
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment for a new job: without marks of a launcher, with mnx to import."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(_OF_LAUNCHERS)}
+    kept.pop('PYTHONUNBUFFERED', None)  # it tears the lines of several ranks apart
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+    return {**kept, **_SETTINGS, 'PYTHONPATH': path}
+
+
+def mpiexec(
+    n: int,
+    script: str | Path,
+    *args: object,
+    timeout: float = 60,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run `script` (a file, or its text) with this Python on `n` ranks; return when it ended.
+
+    `stdout` of the result holds the output of all ranks, standard error too. `env` is added to
+    a clean environment. Standard input is empty. Raises subprocess.TimeoutExpired, with the
+    output so far, after ending the job.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        if isinstance(script, str):
+            text, script = script, Path(folder) / 'script.py'
+            script.write_text(text)
+        command = [find_mpiexec(), '-n', str(n), sys.executable, str(script), *map(str, args)]
+        return _run(command, {**clean_environment(), **(env or {})}, timeout)
+
+
+def _run(
+    command: list[str], env: Mapping[str, str], timeout: float
+) -> subprocess.CompletedProcess[str]:
+    with subprocess.Popen(
+        command,
+        env=env,
+        text=True,
+        errors='replace',
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            output = _end(process)
+            raise subprocess.TimeoutExpired(command, timeout, output) from None
+    return subprocess.CompletedProcess(command, process.returncode, output)
+
+
+def _end(process: subprocess.Popen[str]) -> str:
+    """End the job: ask the launcher, which knows its ranks; then the process group, by force."""
+    process.terminate()
+    try:
+        return process.communicate(timeout=5)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.communicate()[0]
+
+
+def on_first_rank(test: Callable[P, None]) -> Callable[P, None]:
+    """Let rank 0 of the suite alone run a test that starts a job; the others just pass."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        launch = detect(os.environ)
+        if launch is None or launch.rank == 0:
+            test(*args, **kwargs)
+
+    return run
