@@ -63,7 +63,7 @@ help:  ## This list
 	    awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 demo: $(READY)  ## Train on handwritten digits with four processes
-	$(call on,4,examples/mnist/train_mnist.py)
+	$(call on,4,examples/mnist/train_mnist.py --dataset digits)
 
 test: check test-1 test-2 test-3 test-4  ## All checks, and the tests with 1, 2, 3 and 4 processes
 	@echo 'All tests passed on 1, 2, 3 and 4 processes.'

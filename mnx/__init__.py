@@ -12,6 +12,10 @@ from mnx.health import except_hook as _except_hook
 
 _except_hook.install()
 
+from mnx import chainer_compat as chainer_compat  # noqa: E402
+
+chainer_compat.install()  # for a source tree without installation; else a .pth did it at start
+
 from mnx import datasets as datasets  # noqa: E402
 from mnx import errors as errors  # noqa: E402
 from mnx import extensions as extensions  # noqa: E402

@@ -14,7 +14,7 @@ def test_assert_replicated_names_what_differs(comm: Communicator) -> None:
     testing.assert_replicated(comm, model)
     if comm.size > 1:
         model[0].W.array[0, 0] += np.spacing(np.float32(1)) * (comm.rank == 1)
-        with pytest.raises(AssertionError, match='/0/W$'):
+        with pytest.raises(AssertionError, match=r'/0/W$'):
             testing.assert_replicated(comm, model)
 
 

@@ -66,6 +66,7 @@ class Meeting:
 
     def __init__(self, meetings: Meetings, call: str) -> None:
         self._meetings = meetings
+        self._sequence = meetings.sequence
         self._call = call
         self._detail: Callable[[], list[str]] = list
 
@@ -86,20 +87,23 @@ class Meeting:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None and not isinstance(error, Exception):
-            return  # SystemExit, KeyboardInterrupt: the job ends, there is nothing to vote on
+        if error is not None and (not isinstance(error, Exception) or is_shared(error)):
+            return  # SystemExit, KeyboardInterrupt; or a meeting inside this one told all ranks
         if self._all_equal(failed=error is not None):
             return
         reports = pickles.all_gather(self._meetings.control, self._report(error))
+        shared = error or verdict(reports)
+        shared.__mnx_shared__ = True  # type: ignore[attr-defined]
         if error is None:
-            raise verdict(reports)
+            raise shared
 
     def _all_equal(self, failed: bool) -> bool:
-        words, sequence = self._meetings.words, self._meetings.sequence
+        words, sequence = self._meetings.words, self._sequence
         digest = zlib.crc32(self._call.encode())
         words[:] = failed, sequence, digest, -sequence, -digest
         self._meetings.control.all_reduce(words, 'max')
         any_failed, high, high_digest, low, low_digest = words.tolist()
+        self._meetings.sequence = high  # in step again after an error that some did not get to
         return not any_failed and high == -low and high_digest == -low_digest
 
     def _report(self, error: Exception | None) -> Report:
@@ -108,13 +112,18 @@ class Meeting:
         meetings = self._meetings
         return Report(
             meetings.control.rank,
-            meetings.sequence,
+            self._sequence,
             self._call,
             call_site(),
             text,
             own,
             self._detail(),
         )
+
+
+def is_shared(error: BaseException) -> bool:
+    """Tell whether all ranks know of the error already and raise one, too."""
+    return getattr(error, '__mnx_shared__', False)
 
 
 def verdict(reports: list[Report]) -> MnxError:

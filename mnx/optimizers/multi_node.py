@@ -21,7 +21,7 @@ from mnx.errors import ArgumentError
 from mnx.gradients.exchange import GradientExchange
 from mnx.optimizers.batch_size import batch_size
 from mnx.optimizers.link_state import LinkState
-from mnx.optimizers.replicate import replicate, replicate_parameters
+from mnx.optimizers.replicate import is_replicated, replicate, replicate_parameters
 
 
 class MultiNodeOptimizer:
@@ -104,7 +104,7 @@ class MultiNodeOptimizer:
         run changed in the links is taken back.
         """
         if self._loaded:
-            self._replicate()
+            self._replicate_what_was_loaded()
         if lossfun is None:
             self._check_late_parameters()
         else:
@@ -115,8 +115,8 @@ class MultiNodeOptimizer:
     def serialize(self, serializer: Serializer) -> None:
         """Save or load the actual optimizer's state.
 
-        After loading, the next `update` makes all ranks equal to rank 0 first; so all ranks
-        must load.
+        After loading, the next `update` first compares the ranks and, if parameters or state
+        differ, makes all equal to rank 0; so all ranks must load.
         """
         self.actual_optimizer.serialize(serializer)
         self._loaded = self._loaded or isinstance(serializer, Deserializer)
@@ -155,7 +155,13 @@ class MultiNodeOptimizer:
     def _replicate(self) -> None:
         replicate(self.actual_optimizer, self.communicator)
         self._lazy = _uninitialized(self.target)
+
+    def _replicate_what_was_loaded(self) -> None:
+        """Replicate unless all ranks loaded the same; their running statistics may differ."""
         self._loaded = False
+        if not is_replicated(self.actual_optimizer, self.communicator):
+            self._replicate()
+        self._lazy = _uninitialized(self.target)
 
     def _replicate_late_parameters(self) -> bool:
         """Replicate parameters that were initialised since the last time; tell if any changed.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import chainer
 import numpy as np
+from chainer.backends import cuda
 from chainer.serializers import DictionarySerializer, NpzDeserializer
 
 from mnx.arrays import is_array
@@ -23,6 +25,24 @@ def replicate(optimizer: chainer.Optimizer, comm: Communicator) -> None:
     replicate_parameters(optimizer.target, comm)
     _replicate_persistents(optimizer.target, comm)
     _replicate_state(optimizer, comm)
+
+
+def is_replicated(optimizer: chainer.Optimizer, comm: Communicator) -> bool:
+    """Tell whether parameters and optimizer state are equal on all ranks. Collective.
+
+    Persistent values are not looked at: running statistics may differ between ranks.
+    """
+    arrays = {name: p.array for name, p in optimizer.target.namedparams() if p.array is not None}
+    digest = zlib.crc32(
+        repr(
+            [
+                (name, zlib.crc32(cuda.to_cpu(array).tobytes()))
+                for values in (arrays, _state(optimizer))
+                for name, array in sorted(values.items())
+            ]
+        ).encode()
+    )
+    return len(set(comm.allgather_obj(digest))) == 1
 
 
 def replicate_parameters(model: chainer.Link, comm: Communicator) -> bool:
@@ -103,7 +123,7 @@ def _persistents(model: chainer.Link) -> Iterator[tuple[tuple[str, str], Any]]:
     for path, link in _links(model):
         for name in sorted(link._persistent):
             value = getattr(link, name)
-            yield (path, name), chainer.backends.cuda.to_cpu(value) if is_array(value) else value
+            yield (path, name), cuda.to_cpu(value) if is_array(value) else value
 
 
 def _links(model: chainer.Link) -> list[tuple[str, chainer.Link]]:

@@ -9,12 +9,15 @@ References: MPI 4.1, chapters 3 (point-to-point), 6 (collectives) and 7 (groups)
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mnx.arrays import Array, as_bytes, synchronize
+from mnx.transports import launch
 from mnx.transports.base import ANY_TAG, Channels, Message, Pending, Transport
 from mnx.transports.local import OwnMail
 
@@ -227,6 +230,26 @@ def _mpi() -> Any:
     return MPI
 
 
+def start() -> None:
+    """Start MPI, unless it runs; some libraries end the process if the launcher is not theirs.
+
+    Whoever imports mpi4py.MPI first decides how MPI starts. So it is imported without starting,
+    the library is asked for its name, the user is told if it cannot work, and then it starts.
+    """
+    if 'mpi4py.MPI' in sys.modules:
+        return
+    import mpi4py
+
+    automatic, mpi4py.rc.initialize = mpi4py.rc.initialize, False
+    mpi = _mpi()
+    mpi4py.rc.initialize = automatic
+    if automatic and not mpi.Is_initialized():
+        notice = launch.foreign_library(launch.detect(os.environ), library_name())
+        if notice is not None:
+            print(notice, file=sys.stderr, flush=True)
+        mpi.Init_thread(mpi.THREAD_MULTIPLE)
+
+
 def _register_emergency(comm: MPI.Comm) -> None:
     from mnx.transports import mpi_emergency
 
@@ -235,6 +258,7 @@ def _register_emergency(comm: MPI.Comm) -> None:
 
 def world_size() -> int:
     """Return the number of ranks that MPI joins; starts MPI."""
+    start()
     return int(_mpi().COMM_WORLD.size)
 
 

@@ -120,6 +120,18 @@ def test_what_cannot_be_pickled_on_one_rank_raises_on_all(comm: Communicator) ->
         comm.allreduce_obj(1 if comm.rank else 'a')
 
 
+@pytest.mark.parametrize('inside', [False, True])
+def test_together_may_be_nested(comm: Communicator, inside: bool) -> None:
+    """A rank fails before or inside a collective of the block, where the others are."""
+    odd = comm.size - 1
+    ranks = {} if comm.rank == odd else {'rank': comm.rank}
+    with pytest.raises((KeyError, RemoteError), match='rank'), comm.together('outer'):  # noqa: PT012
+        here = None if inside else ranks['rank']
+        with comm.together('inner'):
+            comm.allgather_obj(here if here is not None else ranks['rank'])
+    comm.barrier()
+
+
 def test_together_passes_on_a_foreign_error(comm: Communicator) -> None:
     odd = comm.size - 1
     expected = KeyError if comm.rank == odd else RemoteError

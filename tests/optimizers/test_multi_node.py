@@ -265,6 +265,34 @@ def test_loading_a_snapshot_makes_all_ranks_equal(comm: Communicator, tmp_path: 
     assert resumed.W.array.tobytes() == model.W.array.tobytes()
 
 
+@pytest.mark.needs_ranks(2)
+def test_loading_different_snapshots_takes_rank_0s(comm: Communicator, tmp_path: Path) -> None:
+    model = L.Classifier(chainer.Sequential(L.Linear(6, 4), L.BatchNormalization(4)))
+    optimizer = wrap(comm, model)
+    optimizer.update(model, *sample(comm.rank))
+    for param in model.params():
+        param.array += comm.rank
+    save_npz(tmp_path / 'optimizer.npz', optimizer)
+    load_npz(tmp_path / 'optimizer.npz', optimizer)
+    optimizer.update(model, *sample(comm.rank))
+    equal_on_all_ranks(comm, model)
+
+
+@pytest.mark.needs_ranks(2)
+def test_loading_keeps_each_ranks_running_statistics(comm: Communicator, tmp_path: Path) -> None:
+    model = L.Classifier(chainer.Sequential(L.Linear(6, 4), L.BatchNormalization(4)))
+    optimizer = wrap(comm, model)
+    optimizer.update(model, *sample(comm.rank))
+    save_npz(tmp_path / 'optimizer.npz', optimizer)
+    load_npz(tmp_path / 'optimizer.npz', optimizer)
+    before = model.predictor[1].avg_mean.copy()
+    optimizer.update(model, *sample(comm.rank))
+    means = comm.allgather(before)
+    assert not np.array_equal(means[0], means[1])
+    kept = 0.9 * before + 0.1 * model.predictor[0](sample(comm.rank)[0]).array.mean(axis=0)
+    np.testing.assert_allclose(model.predictor[1].avg_mean, kept, atol=0.1)
+
+
 def test_with_the_standard_updater_and_trainer(comm: Communicator, tmp_path: Path) -> None:
     model = L.Classifier(L.Linear(6, 3))
     optimizer = wrap(comm, model)
