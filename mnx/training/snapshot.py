@@ -222,7 +222,7 @@ def _digest(value: NDArray[Any]) -> bytes:
     if value.dtype.hasobject:  # Chainer's way to save None
         digest.update(pickle.dumps(value))
     else:
-        digest.update(memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8)))
+        digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
     return digest.digest()
 
 
