@@ -17,13 +17,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from mnx.arrays import Array, empty_like, flat, on_gpu
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bucket:
     """Arrays that travel together.
 
@@ -85,7 +86,7 @@ class Packer:
 
     def __init__(self) -> None:
         self._spare: dict[tuple[Any, bool], Array] = {}
-        self._views: dict[Bucket, tuple[Array, list[Array]]] = {}
+        self._views: WeakKeyDictionary[Bucket, tuple[Array, list[Array]]] = WeakKeyDictionary()
 
     def pack(self, bucket: Bucket, arrays: Sequence[Array]) -> Array:
         """Return the bucket's members as one flat buffer in its wire dtype.

@@ -5,21 +5,20 @@ from __future__ import annotations
 import functools
 import operator
 import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
+from weakref import WeakKeyDictionary
 
 import chainer
 import numpy as np
 
-from mnx.arrays import Array, reduction
+from mnx.arrays import Array
 from mnx.communicators.endpoint import Endpoint
+from mnx.communicators.parameters import Layout, ParameterTable
 from mnx.errors import ArgumentError
 from mnx.health.meeting import Meeting
-from mnx.packing import Bucket, Packer, plan
-
-Layout = tuple[tuple[str, tuple[int, ...], np.dtype[Any]], ...]  # name, shape, dtype of each
+from mnx.packing import Packer
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,10 @@ class ModelMessages(Endpoint):
     @functools.cached_property
     def _packer(self) -> Packer:
         return Packer()
+
+    @functools.cached_property
+    def _tables(self) -> WeakKeyDictionary[chainer.Link, ParameterTable]:
+        return WeakKeyDictionary()
 
     def sum_buffer(self, buffer: Array) -> None:
         """Replace a flat buffer by its sum over all ranks. Collective."""
@@ -86,20 +89,16 @@ class ModelMessages(Endpoint):
         with another ``allreduce_grad_dtype``. Sums first, then divides.
         """
         with self.together('multi_node_mean_grad') as meeting:
-            if zero_fill:
-                _fill_missing(model)
-            grads = [(name, p.grad) for name, p in _parameters(model)]
-            named = [(name, grad) for name, grad in grads if grad is not None]
-            layout = self._bring_layout(
-                meeting, named, f'{fact} weighted={weight is not None}'.lstrip()
-            )
+            layout, grads = self._table(model).gradients(zero_fill)
+            meeting.bring(fact, f'weighted={weight is not None}')
+            _bring_layout(meeting, layout)
             if weight is not None and not 0 <= weight < float('inf'):
                 raise ArgumentError(
                     f'multi_node_mean_grad: a weight is finite and not negative, but got {weight}.'
                 )
-        self._mean([grad for _, grad in named], layout, self._scaling(weight))
+        self._mean(grads, layout, self._scaling(weight))
         if chainer.is_debug():
-            self._check_finite(named)
+            _check_finite(layout, grads)
 
     def allreduce_grad(self, model: chainer.Link, zero_fill: bool = False) -> None:
         """As `multi_node_mean_grad`, its old name."""
@@ -116,7 +115,8 @@ class ModelMessages(Endpoint):
         Collective: all ranks call it with the same model. Uninitialised parameters are left
         out. Persistent values and an optimizer's state are `create_multi_node_optimizer`'s care.
         """
-        self.bcast_into([(n, p.array) for n, p in _parameters(model)], call='bcast_data')
+        params = sorted(model.namedparams(include_uninit=False), key=operator.itemgetter(0))
+        self.bcast_into([(name, p.array) for name, p in params], call='bcast_data')
 
     broadcast_data = bcast_data
 
@@ -131,25 +131,25 @@ class ModelMessages(Endpoint):
 
         Collective: all ranks give the same names, shapes and dtypes, in the same order.
         """
+        arrays = [array for _, array in named]
         with self.together(call) as meeting:
             root = self._rank(call, 'root', root)
-            layout = self._bring_layout(meeting, named, f'root={root}')
-        arrays = [array for _, array in named]
-        for bucket in _copy_plan(layout, self.pack_below):
+            layout = Layout([name for name, _ in named], arrays)
+            meeting.bring(f'root={root}')
+            _bring_layout(meeting, layout)
+        for bucket in layout.copy_plan(self.pack_below):
             buffer = self._packer.pack(bucket, arrays)
             self._arrays.broadcast(buffer.view(np.uint8), root)
             self._packer.unpack(bucket, buffer, arrays)
 
-    def _bring_layout(
-        self, meeting: Meeting, named: Sequence[tuple[str, Array]], fact: str
-    ) -> Layout:
-        layout = tuple([(name, x.shape, x.dtype) for name, x in named])
-        meeting.bring(fact, f'{len(layout)} arrays', f'layout={_digest(layout):08x}')
-        meeting.detail(lambda: [f'{name} {dtype}{shape}' for name, shape, dtype in layout])
-        return layout
+    def _table(self, model: chainer.Link) -> ParameterTable:
+        table = self._tables.get(model)
+        if table is None or not table.is_current(model):
+            table = self._tables[model] = ParameterTable(model)
+        return table
 
     def _mean(self, arrays: Sequence[Array], layout: Layout, scaling: Scaling) -> None:
-        for bucket in _sum_plan(layout, self._config.allreduce_grad_dtype, self.pack_below):
+        for bucket in layout.sum_plan(self._config.allreduce_grad_dtype, self.pack_below):
             buffer = self._packer.pack(bucket, arrays)
             for piece in self._pieces(buffer):
                 _multiply(piece, scaling.factor)
@@ -178,44 +178,20 @@ class ModelMessages(Endpoint):
             )
         return Scaling(weight, total)
 
-    def _check_finite(self, named: Sequence[tuple[str, Array]]) -> None:
-        bad = [name for name, grad in named if not bool((abs(grad) < float('inf')).all())]
-        if bad:  # the mean is the same everywhere, so every rank raises
-            raise ArgumentError(
-                f'multi_node_mean_grad: gradients diverged after allreduce: {", ".join(bad)}. '
-                'Some rank had a NaN or an infinity there before.'
-            )
+
+def _bring_layout(meeting: Meeting, layout: Layout) -> None:
+    meeting.bring(f'{len(layout.names)} arrays layout={layout.digest:08x}')
+    meeting.detail(layout.describe)
 
 
-def _parameters(model: chainer.Link) -> list[tuple[str, chainer.Parameter]]:
-    """Return the initialised parameters with their names, sorted by name."""
-    return sorted(model.namedparams(include_uninit=False), key=operator.itemgetter(0))
-
-
-def _fill_missing(model: chainer.Link) -> None:
-    for _, param in _parameters(model):
-        if param.grad is None:
-            param.grad = param.xp.zeros_like(param.array)
-
-
-# The layout of a model's gradients stays the same from step to step, so what follows from it is
-# kept: a few hundred names and shapes cost more to look at than their numbers cost to send.
-@functools.lru_cache(maxsize=64)
-def _digest(layout: Layout) -> int:
-    return zlib.crc32(repr([(n, s, d.str) for n, s, d in layout]).encode())
-
-
-@functools.lru_cache(maxsize=64)
-def _sum_plan(layout: Layout, grad_dtype: np.dtype[Any] | None, pack_below: float) -> list[Bucket]:
-    """Return the buckets for a sum, in the dtypes that MPI adds up."""
-    wires = [reduction(grad_dtype or dtype, 'sum').wire for _, _, dtype in layout]
-    return plan([shape for _, shape, _ in layout], wires, pack_below)
-
-
-@functools.lru_cache(maxsize=64)
-def _copy_plan(layout: Layout, pack_below: float) -> list[Bucket]:
-    """Return the buckets for a copy: every array in its own dtype, bit by bit."""
-    return plan([s for _, s, _ in layout], [d for _, _, d in layout], pack_below)
+def _check_finite(layout: Layout, grads: Sequence[Array]) -> None:
+    pairs = zip(layout.names, grads, strict=True)
+    bad = [name for name, grad in pairs if not bool((abs(grad) < float('inf')).all())]
+    if bad:  # the mean is the same everywhere, so every rank raises
+        raise ArgumentError(
+            f'multi_node_mean_grad: gradients diverged after allreduce: {", ".join(bad)}. '
+            'Some rank had a NaN or an infinity there before.'
+        )
 
 
 def _multiply(piece: Array, factor: float) -> None:

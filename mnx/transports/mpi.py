@@ -241,6 +241,8 @@ def start() -> None:
     import mpi4py
 
     automatic, mpi4py.rc.initialize = mpi4py.rc.initialize, False
+    if automatic and mpi4py.rc.finalize is None:
+        mpi4py.rc.finalize = True  # None: only what it has initialised itself
     mpi = _mpi()
     mpi4py.rc.initialize = automatic
     if automatic and not mpi.Is_initialized():

@@ -160,6 +160,36 @@ def test_buffers_are_kept_from_call_to_call(any_comm: Communicator) -> None:
                 np.testing.assert_array_equal(param.grad, np.full(param.shape, expected))
 
 
+@pytest.mark.parametrize('change', ['replace link', 'replace parameter', 'add', 'shape', 'remove'])
+def test_a_model_may_change_between_calls(comm: Communicator, change: str) -> None:
+    """What is kept of a model's structure must not outlive it."""
+    model = chainer.Chain(a=L.Linear(2, 2), b=L.Linear(2, 2))
+
+    def exchange() -> None:
+        for param in model.params():
+            param.grad = np.full(param.shape, comm.rank, param.dtype)
+        comm.multi_node_mean_grad(model)
+        for param in model.params():
+            np.testing.assert_array_equal(param.grad, (comm.size - 1) / 2)
+
+    for turn in range(1, 30):  # often enough for an address to be used again
+        exchange()
+        if change == 'replace link':
+            del model.a
+            with model.init_scope():
+                model.a = L.Linear(2, 2)
+        elif change == 'replace parameter':
+            model.a.W = chainer.Parameter(np.zeros((2, 2), 'f4'))
+        elif change == 'shape':
+            model.a.W.array = np.zeros((turn % 5, 3), 'f4')
+        elif change == 'add':
+            with model.b.init_scope():
+                setattr(model.b, f'p{turn}', chainer.Parameter(np.zeros(turn, 'f4')))
+        elif hasattr(model.a, 'b') and turn > 15:
+            del model.a.b
+    exchange()
+
+
 def test_old_names(comm: Communicator) -> None:
     model = link_of({'p': np.full(2, 1.0 + comm.rank)})
     model.p.grad = np.full(2, 1.0 + comm.rank)

@@ -1,0 +1,119 @@
+"""The parameters of a model, in an order all ranks share, found again fast.
+
+A gradient exchange of 400 small arrays takes 0.1 ms; walking through the model, sorting 400 names
+and hashing 400 shapes takes longer. So what follows from the structure of a model is kept, and
+only looked through again when the structure has changed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import chainer
+import numpy as np
+
+from mnx.arrays import Array, reduction
+from mnx.packing import Bucket, plan
+
+Kind = tuple[tuple[int, ...], np.dtype[Any]]  # shape and dtype of an array
+
+
+class Layout:
+    """Names, shapes and dtypes of a list of arrays, and how they travel.
+
+    Attributes
+    ----------
+    names : list of str
+    kinds : list of (shape, dtype)
+    digest : int
+        Equal on ranks with equal layouts.
+    """
+
+    def __init__(self, names: Sequence[str], arrays: Sequence[Array]) -> None:
+        self.names = list(names)
+        self.kinds = kinds(arrays)
+        described = [(n, s, d.str) for n, (s, d) in zip(self.names, self.kinds, strict=True)]
+        self.digest = zlib.crc32(repr(described).encode())
+        self._plans: dict[tuple[np.dtype[Any] | None, float], list[Bucket]] = {}
+
+    def describe(self) -> list[str]:
+        """Return one line for each array."""
+        return [f'{n} {d}{s}' for n, (s, d) in zip(self.names, self.kinds, strict=True)]
+
+    def sum_plan(self, grad_dtype: np.dtype[Any] | None, pack_below: float) -> list[Bucket]:
+        """Return the buckets for a sum, in the dtypes that are added up."""
+        key = grad_dtype, pack_below
+        if key not in self._plans:
+            wires = [reduction(grad_dtype or dtype, 'sum').wire for _, dtype in self.kinds]
+            self._plans[key] = plan([shape for shape, _ in self.kinds], wires, pack_below)
+        return self._plans[key]
+
+    def copy_plan(self, pack_below: float) -> list[Bucket]:
+        """Return the buckets for a copy: every array in its own dtype, bit by bit."""
+        return plan([s for s, _ in self.kinds], [d for _, d in self.kinds], pack_below)
+
+
+def kinds(arrays: Sequence[Array]) -> list[Kind]:
+    """Return shape and dtype of each array."""
+    return [(x.shape, x.dtype) for x in arrays]
+
+
+class ParameterTable:
+    """The parameters of one model, sorted by name, and the layout of their last gradients."""
+
+    def __init__(self, model: chainer.Link) -> None:
+        named = sorted(model.namedparams(), key=operator.itemgetter(0))
+        places = {
+            id(link.__dict__[name]): (link.__dict__, name)
+            for link in model.links()
+            for name in link._params
+        }
+        self.names = [name for name, _ in named]
+        self._places = [places[id(param)] for _, param in named]
+        # not the model itself, so that it can be forgotten; the children, so that none of them
+        # is taken for another one at the same address
+        self._children = list(model.links(skipself=True))
+        self._param_names = [set(link._params) for link in (model, *self._children)]
+        self._layout = Layout([], [])
+
+    def is_current(self, model: chainer.Link) -> bool:
+        """Tell whether `model` still has the same links with parameters of the same names."""
+        children = list(model.links(skipself=True))
+        return (
+            len(children) == len(self._children)
+            and all(map(operator.is_, children, self._children))
+            and [link._params for link in (model, *children)] == self._param_names
+        )
+
+    def parameters(self) -> list[chainer.Parameter]:
+        """Return the parameters as they are now, initialised or not."""
+        return [attributes[name] for attributes, name in self._places]
+
+    def gradients(self, zero_fill: bool) -> tuple[Layout, list[Array]]:
+        """Return the gradients there are, and their layout.
+
+        With `zero_fill`, initialised parameters without a gradient get zeros.
+        """
+        params, names = self.parameters(), self.names
+        # not .grad: its checks take longer than all of the rest, and ChainerX is no concern here
+        grads = [param._grad for param in params]
+        if any(grad is None for grad in grads):
+            if zero_fill:
+                _fill_missing(params)
+                grads = [param._grad for param in params]
+            present = [grad is not None for grad in grads]
+            names = list(itertools.compress(names, present))
+            grads = list(itertools.compress(grads, present))
+        if self._layout.names != names or self._layout.kinds != kinds(grads):
+            self._layout = Layout(names, grads)
+        return self._layout, grads
+
+
+def _fill_missing(params: Sequence[chainer.Parameter]) -> None:
+    for param in params:
+        if param.array is not None and param.grad is None:
+            param.grad = param.xp.zeros_like(param.array)
