@@ -80,6 +80,11 @@ def on_gpu(x: Array) -> bool:
     return not isinstance(x, (np.ndarray, np.generic))
 
 
+def module_of(x: Array) -> Any:
+    """Return the module `x` belongs to: numpy or cupy."""
+    return sys.modules['cupy'] if on_gpu(x) else np
+
+
 def synchronize(x: Array) -> None:
     """Wait for the kernels that still write `x`, before MPI reads it. Nothing to do on a CPU."""
     if on_gpu(x):
@@ -150,9 +155,7 @@ def as_bytes(x: Array) -> Array:
 
 def empty_like(x: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Return a new uninitialised array where `x` lives."""
-    if on_gpu(x):
-        return sys.modules['cupy'].empty(shape, dtype)
-    return np.empty(shape, dtype)
+    return module_of(x).empty(shape, dtype)
 
 
 @cache

@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from mnx.arrays import Array, empty_like, flat, on_gpu
+from mnx.arrays import Array, empty_like, flat, module_of, on_gpu
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,17 +96,16 @@ class Packer:
         members = [arrays[i] for i in bucket.members]
         if in_place(bucket, members):
             return flat(members[0])
-        buffer, views = self._buffer(bucket, members[0])
-        for member, view in zip(members, views, strict=True):
-            view[...] = member
-        return buffer
+        buffer, _ = self._buffer(bucket, members[0])
+        return concatenate(members, buffer)
 
     def unpack(self, bucket: Bucket, buffer: Array, arrays: Sequence[Array]) -> None:
         """Copy the buffer back into the members, whatever their layout and dtype."""
         members = [arrays[i] for i in bucket.members]
         if in_place(bucket, members):
             return
-        for member, view in zip(members, self._views[bucket][1], strict=True):
+        views = self._views[bucket][1]
+        for member, view in zip(members, views, strict=True):
             member[...] = view
 
     def _buffer(self, bucket: Bucket, like: Array) -> tuple[Array, list[Array]]:
@@ -125,6 +124,13 @@ class Packer:
             self._spare[key] = empty_like(like, (size,), dtype)
             self._views.clear()  # they would keep the old buffer alive
         return self._spare[key]
+
+
+def concatenate(arrays: Sequence[Array], out: Array) -> Array:
+    """Fill the flat `out` with all elements of `arrays`, converted to its dtype."""
+    vectors = [x if x.ndim == 1 else x.ravel() for x in arrays]
+    joined: Array = module_of(out).concatenate(vectors, out=out, casting='unsafe')
+    return joined
 
 
 def shaped_views(buffer: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:

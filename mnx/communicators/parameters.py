@@ -59,7 +59,7 @@ class Layout:
 
 def kinds(arrays: Sequence[Array]) -> list[Kind]:
     """Return shape and dtype of each array."""
-    return [(x.shape, x.dtype) for x in arrays]
+    return list(map(operator.attrgetter('shape', 'dtype'), arrays))
 
 
 class ParameterTable:
@@ -98,19 +98,21 @@ class ParameterTable:
 
         With `zero_fill`, initialised parameters without a gradient get zeros.
         """
-        params, names = self.parameters(), self.names
-        # not .grad: its checks take longer than all of the rest, and ChainerX is no concern here
-        grads = [param._grad for param in params]
-        if any(grad is None for grad in grads):
+        names, grads = self.names, self._gradients()
+        if type(None) in set(map(type, grads)):
             if zero_fill:
-                _fill_missing(params)
-                grads = [param._grad for param in params]
+                _fill_missing(self.parameters())
+                grads = self._gradients()
             present = [grad is not None for grad in grads]
             names = list(itertools.compress(names, present))
             grads = list(itertools.compress(grads, present))
         if self._layout.names != names or self._layout.kinds != kinds(grads):
             self._layout = Layout(names, grads)
         return self._layout, grads
+
+    def _gradients(self) -> list[Array | None]:
+        # not .grad: its checks take longer than all of the rest, and ChainerX is no concern here
+        return [attributes[name]._grad for attributes, name in self._places]
 
 
 def _fill_missing(params: Sequence[chainer.Parameter]) -> None:

@@ -1,0 +1,46 @@
+"""What the documents and docstrings show is what happens."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import mnx
+from tests.launching import mpiexec, on_first_rank
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = sorted(
+    info.name
+    for info in pkgutil.walk_packages(mnx.__path__, 'mnx.')
+    if '.startup' not in info.name and info.name != 'mnx.transports.mpi_emergency'
+)
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_docstring_examples(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+
+
+@on_first_rank
+def test_the_script_in_the_readme(tmp_path: Path) -> None:
+    (script,) = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+    assert script.count('\n') < 28
+    (tmp_path / 'script.py').write_text(script)
+    job = mpiexec(2, tmp_path / 'script.py', timeout=100)
+    assert job.returncode == 0, job.stdout
+    last = job.stdout.strip().splitlines()[-1].split()
+    assert (last[0], float(last[2]) > 0.9) == ('5', True)
+
+
+def test_links_in_the_documents_lead_somewhere() -> None:
+    documents = [*ROOT.glob('*.md'), *ROOT.glob('docs/**/*.md'), *ROOT.glob('*/*/README.md')]
+    assert len(documents) > 5
+    for document in documents:
+        for target in re.findall(r'\]\((?!https?:)([^)#]+)', document.read_text()):
+            assert (document.parent / target).exists(), f'{document.name}: {target}'
