@@ -103,7 +103,7 @@ class Communicator(ArrayMessages, ObjectMessages, ModelMessages):
         """
         if not self._closed:
             self._closed = True
-            self._channels.close()
+            self._close()
 
     def __enter__(self) -> Communicator:
         return self

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import Any, Protocol, SupportsIndex, TypeVar
 
 import numpy as np
 
@@ -30,6 +31,28 @@ class Config:
     batched_copy: bool = True
 
 
+class Closable(Protocol):
+    """Something to be freed, by all ranks together."""
+
+    def close(self) -> None: ...
+
+
+Owned = TypeVar('Owned', bound=Closable)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The ranks of this node, and the ranks with this one's place on all nodes."""
+
+    intra: Transport
+    inter: Transport
+
+    def close(self) -> None:
+        """Free both transports. Collective."""
+        self.intra.close()
+        self.inter.close()
+
+
 class Endpoint:
     """One rank's end of a communicator.
 
@@ -50,6 +73,7 @@ class Endpoint:
         self._config = config or Config()
         self._meetings = Meetings(channels.control)
         self._closed = False
+        self._parts: list[Closable] = []
         self.mpi_comm = channels.mpi_comm
         self.rank, self.size = channels.control.rank, channels.control.size
         self.topology = Topology.of_hosts(channels.hosts)
@@ -57,6 +81,27 @@ class Endpoint:
         self.intra_size = self.topology.intra_size(self.rank)
         self.inter_rank = self.topology.inter_rank(self.rank)
         self.inter_size = self.topology.inter_size
+
+    @functools.cached_property
+    def groups(self) -> Groups:
+        """The transports within this node and across the nodes. Collective at first use."""
+        return self._own(
+            Groups(
+                self._arrays.split(self.inter_rank, self.rank),
+                self._arrays.split(self.intra_rank, self.rank),
+            )
+        )
+
+    def _own(self, part: Owned) -> Owned:
+        """Keep `part` to close it when the communicator is finalized."""
+        self._parts.append(part)
+        return part
+
+    def _close(self) -> None:
+        for part in reversed(self._parts):
+            part.close()
+        self._parts.clear()
+        self._channels.close()
 
     @property
     def _arrays(self) -> Transport:

@@ -10,8 +10,11 @@ from mnx.communicators.auto import AutoCommunicator
 from mnx.communicators.base import Communicator, float_dtype
 from mnx.communicators.endpoint import Config
 from mnx.communicators.flat import FlatCommunicator
+from mnx.communicators.hierarchical import HierarchicalCommunicator
 from mnx.communicators.local import LocalCommunicator
 from mnx.communicators.naive import NaiveCommunicator
+from mnx.communicators.shared_memory import SharedMemoryCommunicator
+from mnx.communicators.two_dimensional import TwoDimensionalCommunicator
 from mnx.errors import ArgumentError
 from mnx.transports import launch
 from mnx.transports.base import Channels
@@ -19,7 +22,15 @@ from mnx.transports.local import LocalChannels
 
 COMMUNICATORS: dict[str, type[Communicator]] = {
     cls.name: cls
-    for cls in (AutoCommunicator, NaiveCommunicator, FlatCommunicator, LocalCommunicator)
+    for cls in (
+        AutoCommunicator,
+        NaiveCommunicator,
+        FlatCommunicator,
+        HierarchicalCommunicator,
+        TwoDimensionalCommunicator,
+        SharedMemoryCommunicator,
+        LocalCommunicator,
+    )
 }
 
 _said_alone = False

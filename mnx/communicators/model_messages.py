@@ -28,12 +28,25 @@ class Scaling:
     factor: float
     divisor: float
 
+    def before(self, part: Array) -> None:
+        """Scale what this rank contributes, in place."""
+        if self.factor == 0.0:
+            part.fill(0)  # not a product: nobody's NaN may come in with weight 0
+        elif self.factor != 1.0:
+            part *= self.factor
+
+    def after(self, total: Array) -> None:
+        """Scale the sum, in place."""
+        if self.divisor != 1.0:
+            total /= self.divisor  # rounded once, unlike a product with 1 / divisor
+
 
 class ModelMessages(Endpoint):
     """The model methods of a communicator.
 
     A subclass says which arrays are packed (`pack_below`), in pieces of which length a buffer
-    is summed (`piece_bytes`), and how: `sum_buffer`.
+    is summed (`piece_bytes`), and how: `sum_buffer`. Or it takes the arrays as they are:
+    `mean_arrays`.
     """
 
     pack_below: float = float('inf')
@@ -96,7 +109,7 @@ class ModelMessages(Endpoint):
                 raise ArgumentError(
                     f'multi_node_mean_grad: a weight is finite and not negative, but got {weight}.'
                 )
-        self._mean(grads, layout, self._scaling(weight))
+        self.mean_arrays(grads, layout, self._scaling(weight))
         if chainer.is_debug():
             _check_finite(layout, grads)
 
@@ -148,13 +161,14 @@ class ModelMessages(Endpoint):
             table = self._tables[model] = ParameterTable(model)
         return table
 
-    def _mean(self, arrays: Sequence[Array], layout: Layout, scaling: Scaling) -> None:
+    def mean_arrays(self, arrays: Sequence[Array], layout: Layout, scaling: Scaling) -> None:
+        """Replace arrays by their mean over all ranks, in place. Collective."""
         for bucket in layout.sum_plan(self._config.allreduce_grad_dtype, self.pack_below):
             buffer = self._packer.pack(bucket, arrays)
             for piece in self._pieces(buffer):
-                _multiply(piece, scaling.factor)
+                scaling.before(piece)
                 self.sum_buffer(piece)
-                _divide(piece, scaling.divisor)
+                scaling.after(piece)
             self._packer.unpack(bucket, buffer, arrays)
 
     def _pieces(self, buffer: Array) -> Iterator[Array]:
@@ -192,15 +206,3 @@ def _check_finite(layout: Layout, grads: Sequence[Array]) -> None:
             f'multi_node_mean_grad: gradients diverged after allreduce: {", ".join(bad)}. '
             'Some rank had a NaN or an infinity there before.'
         )
-
-
-def _multiply(piece: Array, factor: float) -> None:
-    if factor == 0.0:
-        piece.fill(0)  # not a product: nobody's NaN may come in with weight 0
-    elif factor != 1.0:
-        piece *= factor
-
-
-def _divide(piece: Array, divisor: float) -> None:
-    if divisor != 1.0:
-        piece /= divisor  # rounded once, unlike a product with 1 / divisor

@@ -31,6 +31,8 @@ class Layout:
     kinds : list of (shape, dtype)
     digest : int
         Equal on ranks with equal layouts.
+    nbytes : int
+        Of all arrays together.
     """
 
     def __init__(self, names: Sequence[str], arrays: Sequence[Array]) -> None:
@@ -38,6 +40,7 @@ class Layout:
         self.kinds = kinds(arrays)
         described = [(n, s, d.str) for n, (s, d) in zip(self.names, self.kinds, strict=True)]
         self.digest = zlib.crc32(repr(described).encode())
+        self.nbytes = sum(x.nbytes for x in arrays)
         self._plans: dict[tuple[np.dtype[Any] | None, float], list[Bucket]] = {}
 
     def describe(self) -> list[str]:

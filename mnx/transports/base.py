@@ -38,6 +38,18 @@ class Message:
     tag: int
 
 
+class SharedWindow(Protocol):
+    """Memory that all ranks of a node see: one slot of bytes (uint8) for each rank."""
+
+    slots: list[Array]
+
+    def barrier(self) -> None:
+        """Return when all ranks have called it, and see what the others wrote before."""
+
+    def close(self) -> None:
+        """Free the memory. Collective."""
+
+
 class Transport(ABC):
     """Moves flat contiguous buffers between the ranks of one group."""
 
@@ -95,6 +107,14 @@ class Transport(ABC):
     @abstractmethod
     def all_to_all(self, sent: Sequence[Array], received: Sequence[Array]) -> None:
         """Fill rank r's `received[s]` with rank s's `sent[r]`."""
+
+    @abstractmethod
+    def split(self, color: int, key: int) -> Transport:
+        """Make a transport among the ranks of one `color`, ordered by `key`. Collective."""
+
+    @abstractmethod
+    def allocate_shared(self, nbytes: int) -> SharedWindow:
+        """Allocate memory that all ranks see; they must be on one node. Collective."""
 
     @abstractmethod
     def barrier(self) -> None:

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from mnx.arrays import Array, as_bytes
 from mnx.errors import ArgumentError
 from mnx.transports.base import ANY_TAG, Channels, Message, Transport
@@ -20,6 +22,19 @@ class Done:
 
     def wait(self) -> None:
         return None
+
+
+class LocalWindow:
+    """Memory that a process shares with nobody."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.slots = [np.empty(nbytes, np.uint8)]
+
+    def barrier(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class OwnMail:
@@ -102,6 +117,12 @@ class LocalTransport(Transport):
 
     def all_to_all(self, sent: Sequence[Array], received: Sequence[Array]) -> None:
         received[0][:] = sent[0]
+
+    def split(self, color: int, key: int) -> LocalTransport:
+        return LocalTransport()
+
+    def allocate_shared(self, nbytes: int) -> LocalWindow:
+        return LocalWindow(nbytes)
 
     def barrier(self) -> None:
         pass

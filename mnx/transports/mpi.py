@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -45,6 +45,33 @@ class Requests:
 
     def wait(self) -> None:
         self._mpi.Request.Waitall(self._requests)
+
+
+class MpiSharedWindow:
+    """A shared window of MPI: each rank's slot lies in memory that all of them map.
+
+    References: MPI 4.1, section 12.2.3 (allocation) and 12.7 (the memory model: what was stored
+    before a barrier is seen after it if the window is synchronised on both sides).
+    """
+
+    def __init__(self, comm: MPI.Comm, nbytes: int) -> None:
+        mpi = _mpi()
+        self._comm = comm
+        self._window = mpi.Win.Allocate_shared(nbytes, 1, comm=cast('MPI.Intracomm', comm))
+        self._window.Lock_all(mpi.MODE_NOCHECK)
+        self.slots = [
+            np.frombuffer(self._window.Shared_query(rank)[0], np.uint8) for rank in range(comm.size)
+        ]
+
+    def barrier(self) -> None:
+        self._window.Sync()
+        self._comm.Barrier()
+        self._window.Sync()
+
+    def close(self) -> None:
+        self.slots = []
+        self._window.Unlock_all()
+        self._window.Free()
 
 
 class MpiTransport(Transport):
@@ -174,6 +201,16 @@ class MpiTransport(Transport):
             else:
                 requests += [self._comm.Isend(p, dest, self._own_tag) for p in pieces(buffer)]
         self._mpi.Request.Waitall(requests)
+
+    def split(self, color: int, key: int) -> MpiTransport:
+        part = self._comm.Split(color, key)
+        try:
+            return MpiTransport(part)  # of a duplicate
+        finally:
+            part.Free()
+
+    def allocate_shared(self, nbytes: int) -> MpiSharedWindow:
+        return MpiSharedWindow(self._comm, nbytes)
 
     def barrier(self) -> None:
         self._comm.Barrier()

@@ -1,0 +1,82 @@
+"""Sum in the node by shares, each share across the nodes, and every rank takes all shares.
+
+Two nodes of two ranks; a chunk of gradients has two shares (left, right)::
+
+            node 0                      node 1
+    rank 0   │   rank 1         rank 2   │   rank 3
+      └──1 sum──┘                  └──1 sum──┘          in the shared window of each node
+    [left]     [right]          [left]     [right]
+       └────────────2 allreduce───┘                     left: ranks 0 and 2
+                  └────────────2 allreduce───┘          right: ranks 1 and 3, at the same time
+      └──3 copy─┘                  └──3 copy─┘          out of the window
+
+Each node sends every number once, which is the minimum, and by several ranks at a time. With
+nodes of unequal size there are as many shares as the smallest node has ranks.
+
+References: Jia et al. 2018 (arXiv:1807.11205, section 3.3), Mikami et al. 2018 (arXiv:1811.05233).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+from mnx.arrays import Array, on_gpu
+from mnx.communicators.base import Communicator
+from mnx.communicators.model_messages import Scaling
+from mnx.communicators.node_window import NodeWindow, Plan
+from mnx.communicators.parameters import Layout
+
+WINDOW_FROM = 32 * 1024
+CHUNK_IN_NODE = 256 * 1024
+CHUNK_ACROSS_NODES = 4 * 1024 * 1024
+
+
+class TwoDimensionalCommunicator(Communicator):
+    """Shared memory inside a node, MPI across nodes; short lists of arrays go by MPI alone."""
+
+    name = 'two_dimensional'
+
+    def mean_arrays(self, arrays: Sequence[Array], layout: Layout, scaling: Scaling) -> None:
+        """Replace arrays by their mean over all ranks, in place. Collective."""
+        if layout.nbytes < WINDOW_FROM or self.size == 1 or any(map(on_gpu, arrays)):
+            super().mean_arrays(arrays, layout, scaling)
+            return
+        flat = [a if a.flags.c_contiguous else a.copy(order='C') for a in arrays]
+        for members, plan in self._window_plans(layout):
+            mine = [flat[i] for i in members]
+            self._window.sum(plan, mine, scaling.before, functools.partial(self._finish, scaling))
+        for array, summed in zip(arrays, flat, strict=True):
+            if summed is not array:
+                array[...] = summed
+
+    def owners(self) -> int:
+        """Return how many ranks of each node sum a share."""
+        return min(len(ranks) for ranks in self.topology.nodes)
+
+    def _finish(self, scaling: Scaling, share: Array) -> None:
+        """Add what the other nodes have of a share, and scale it."""
+        if self.inter_size > 1:
+            self.groups.inter.all_reduce(share)
+        scaling.after(share)
+
+    @functools.cached_property
+    def _window(self) -> NodeWindow:
+        chunk = CHUNK_IN_NODE if self.inter_size == 1 else CHUNK_ACROSS_NODES
+        return self._own(NodeWindow(self.groups.intra, self.owners(), chunk))
+
+    @functools.cached_property
+    def _plans(self) -> WeakKeyDictionary[Layout, list[tuple[tuple[int, ...], Plan]]]:
+        return WeakKeyDictionary()
+
+    def _window_plans(self, layout: Layout) -> list[tuple[tuple[int, ...], Plan]]:
+        """Return, for each dtype that is summed, its arrays and how they are cut."""
+        if layout not in self._plans:
+            # without packing by size, the buckets of a sum are one for each dtype
+            buckets = layout.sum_plan(self._config.allreduce_grad_dtype, float('inf'))
+            self._plans[layout] = [
+                (b.members, Plan(b.shapes, b.wire, self._window.chunk_length(b.wire)))
+                for b in buckets
+            ]
+        return self._plans[layout]
