@@ -13,7 +13,10 @@ import numpy as np
 
 from mnx.arrays import Array
 from mnx.communicators import Communicator
+from mnx.communicators.endpoint import Config
+from mnx.communicators.factory import build
 from mnx.optimizers import create_multi_node_optimizer
+from mnx.transports.mpi import MpiChannels, world
 
 Batch = tuple[Array, ...]
 
@@ -36,6 +39,27 @@ def assert_replicated(comm: Communicator, model: chainer.Link) -> None:
     names = sorted({name for values in everyone for name in values})
     differing = [n for n in names if any(v.get(n) != everyone[0].get(n) for v in everyone)]
     assert not differing, f'not equal on all {comm.size} ranks: {", ".join(differing)}'
+
+
+def create_on_nodes(
+    communicator_name: str, node_sizes: Sequence[int], **config: Any
+) -> Communicator:
+    """Create a communicator whose ranks believe to be on several nodes, though they share one.
+
+    Collective: all ranks of the job call it.
+
+    Parameters
+    ----------
+    communicator_name : str
+        As for `mnx.create_communicator`.
+    node_sizes : sequence of int
+        Ranks on each node, in the order of ranks; further ranks are on one more node.
+    **config
+        ``allreduce_grad_dtype``, ``batched_copy``.
+    """
+    size, rank = world()
+    nodes = [i for i, n in enumerate([*node_sizes, size]) for _ in range(n)]
+    return build(communicator_name, MpiChannels(host=f'node{nodes[rank]}'), Config(**config))
 
 
 def part_of(comm: Communicator, batch: Batch) -> Batch:

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 import mnx
+from mnx import testing
 from mnx.communicators import Communicator
-from mnx.communicators.factory import COMMUNICATORS
 
 LIMIT_S = float(os.environ.get('MNX_TEST_LIMIT_S', '120'))
 
@@ -108,10 +108,27 @@ def comm() -> Communicator:
     return _world
 
 
-@pytest.fixture(params=[name for name in sorted(COMMUNICATORS) if name != 'local'])
+EVERY_KIND = [
+    'naive',
+    'flat',
+    'shared_memory',
+    *(
+        f'{name}/{nodes}'
+        for name in ('hierarchical', 'two_dimensional')
+        for nodes in ('1', '2', '3')
+    ),
+]
+
+
+@pytest.fixture(params=EVERY_KIND)
 def any_comm(request: pytest.FixtureRequest) -> Iterator[Communicator]:
-    """A fresh communicator of each kind over all ranks of the run."""
-    comm = mnx.create_communicator(request.param)
+    """A fresh communicator of each kind over all ranks, on nodes of 1, 2 or 3 ranks and a rest."""
+    name, _, ranks = request.param.partition('/')
+    comm = (
+        testing.create_on_nodes(name, [int(ranks)] * (_world.size // int(ranks)))
+        if ranks
+        else mnx.create_communicator(name)
+    )
     yield comm
     comm.finalize()
 

@@ -28,12 +28,24 @@ class Communicator(ArrayMessages, ObjectMessages, ModelMessages):
     """
 
     name = 'base'
+    reason = 'there is one process'
 
     def __init__(self, channels: Channels | None = None, config: Config | None = None) -> None:
         super().__init__(channels or LocalChannels(), config)
         self._splits = 0
         self._unused: set[int] = set()
         self._split_channels: dict[int, Channels | None] = {}
+
+    def describe(self) -> str:
+        """Return one line: which communicator this is, why, and where its ranks are.
+
+        >>> import mnx
+        >>> mnx.create_communicator('local').describe()
+        'local (there is one process): 1 rank on 1 node'
+        """
+        ranks = f'{self.size} rank{"s" * (self.size > 1)}'
+        nodes = f'{self.inter_size} node{"s" * (self.inter_size > 1)}'
+        return f'{self.name} ({self.reason}): {ranks} on {nodes}'
 
     def set_config(self, name: str, value: Any = True) -> None:
         """Set 'allreduce_grad_dtype' (None or a float dtype) or 'batched_copy' (bool)."""
@@ -79,9 +91,14 @@ class Communicator(ArrayMessages, ObjectMessages, ModelMessages):
         if channels is None:
             self._unused.add(self._splits)
             return None
-        child = type(self)(channels, Config(**vars(self._config)))
+        child = self._remade(channels)
+        child.reason = f'as the one it was split from, {self.reason}'
         weakref.finalize(child, self._unused.add, self._splits)
         return child
+
+    def _remade(self, channels: Channels) -> Communicator:
+        """Return a communicator of this kind and configuration over other channels."""
+        return type(self)(channels, Config(**vars(self._config)))
 
     def _free_unused(self) -> None:
         """Free the splits that no rank refers to any more; the ranks find out which together."""

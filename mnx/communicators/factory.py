@@ -6,8 +6,8 @@ import os
 import sys
 from typing import Any
 
-from mnx.communicators.auto import AutoCommunicator
 from mnx.communicators.base import Communicator, float_dtype
+from mnx.communicators.choice import choose
 from mnx.communicators.endpoint import Config
 from mnx.communicators.flat import FlatCommunicator
 from mnx.communicators.hierarchical import HierarchicalCommunicator
@@ -16,6 +16,7 @@ from mnx.communicators.naive import NaiveCommunicator
 from mnx.communicators.shared_memory import SharedMemoryCommunicator
 from mnx.communicators.two_dimensional import TwoDimensionalCommunicator
 from mnx.errors import ArgumentError
+from mnx.topology import Topology
 from mnx.transports import launch
 from mnx.transports.base import Channels
 from mnx.transports.local import LocalChannels
@@ -23,7 +24,6 @@ from mnx.transports.local import LocalChannels
 COMMUNICATORS: dict[str, type[Communicator]] = {
     cls.name: cls
     for cls in (
-        AutoCommunicator,
         NaiveCommunicator,
         FlatCommunicator,
         HierarchicalCommunicator,
@@ -32,6 +32,10 @@ COMMUNICATORS: dict[str, type[Communicator]] = {
         LocalCommunicator,
     )
 }
+
+ALIASES = {'single_node': 'shared_memory'}  # ChainerMN's names
+
+NAMES = ('auto', *COMMUNICATORS, *ALIASES)
 
 _said_alone = False
 
@@ -51,7 +55,9 @@ def create_communicator(
     Parameters
     ----------
     communicator_name : str
-        'auto' (the best one for the place), 'naive', 'flat', or 'local' (this process alone).
+        'auto' (the fastest one for the place: ``comm.describe()`` says which), 'naive', 'flat',
+        'shared_memory' (alias 'single_node'), 'hierarchical', 'two_dimensional', or 'local'
+        (this process alone).
     mpi_comm : mpi4py.MPI.Comm, optional
         The ranks to join; default: all of the job. It is duplicated, never used for messages.
     allreduce_grad_dtype : dtype, optional
@@ -77,15 +83,25 @@ def create_communicator(
     ...     print(comm.rank, comm.size)
     0 1
     """
-    if communicator_name not in COMMUNICATORS:
-        known = ', '.join(sorted(COMMUNICATORS))
+    if communicator_name not in NAMES:
         raise ArgumentError(
-            f'Unrecognized communicator: "{communicator_name}". Choose one of {known}.'
+            f'Unrecognized communicator: "{communicator_name}". Choose one of {", ".join(NAMES)}.'
         )
     config = Config(float_dtype(allreduce_grad_dtype), bool(batched_copy))
-    channels = _channels(communicator_name, mpi_comm)
-    alone = isinstance(channels, LocalChannels)
-    return (LocalCommunicator if alone else COMMUNICATORS[communicator_name])(channels, config)
+    return build(communicator_name, _channels(communicator_name, mpi_comm), config)
+
+
+def build(name: str, channels: Channels, config: Config | None = None) -> Communicator:
+    """Return the communicator of this name over `channels`. Collective."""
+    if isinstance(channels, LocalChannels):
+        return LocalCommunicator(channels, config)
+    reason = 'asked for by name'
+    if name == 'auto':
+        choice = choose(Topology.of_hosts(channels.hosts))
+        name, reason = choice.name, f"'auto': {choice.reason}"
+    made = COMMUNICATORS[ALIASES.get(name, name)](channels, config)
+    made.reason = reason
+    return made
 
 
 def _channels(name: str, mpi_comm: Any) -> Channels:
@@ -103,12 +119,12 @@ def _mpi_channels(launched: launch.Launch | None, mpi_comm: Any) -> Channels:
     from mnx.transports import mpi
 
     try:
-        world = mpi.world_size()
+        size, _ = mpi.world()
     except (ImportError, RuntimeError) as error:
         launch.check_launch(launched, None, str(error))
         _say_alone()
         return LocalChannels()
-    launch.check_launch(launched, world, mpi.library_name())
+    launch.check_launch(launched, size, mpi.library_name())
     return mpi.MpiChannels(mpi_comm)
 
 

@@ -226,22 +226,24 @@ class MpiTransport(Transport):
 class MpiChannels(Channels):
     """The channels of a communicator over the ranks of `comm`. Collective to make.
 
-    `comm` stays the user's; both transports talk over duplicates of it.
+    `comm` stays the user's; both transports talk over duplicates of it. `host` is where this
+    rank says it is: in tests, ranks of one machine can take themselves for several nodes.
     """
 
-    def __init__(self, comm: MPI.Comm | None = None) -> None:
+    def __init__(self, comm: MPI.Comm | None = None, host: str | None = None) -> None:
         mpi = _mpi()
         self.mpi_comm = mpi.COMM_WORLD if comm is None else comm
         _register_emergency(self.mpi_comm)
         self.arrays = self.control = MpiTransport(self.mpi_comm)
         self.mail = MpiTransport(self.mpi_comm)
-        self.hosts = self.control.gather_names(mpi.Get_processor_name())
+        self.hosts = self.control.gather_names(host or mpi.Get_processor_name())
+        self._host = self.hosts[self.control.rank]
         self._open = True
 
     def split(self, color: int | None, key: int) -> MpiChannels | None:
         mpi = _mpi()
         comm = self.mpi_comm.Split(mpi.UNDEFINED if color is None else color, key)
-        return None if comm == mpi.COMM_NULL else _SplitChannels(comm)
+        return None if comm == mpi.COMM_NULL else _SplitChannels(comm, self._host)
 
     def close(self) -> None:
         if self._open:
@@ -295,10 +297,11 @@ def _register_emergency(comm: MPI.Comm) -> None:
     mpi_emergency.register_once(comm)
 
 
-def world_size() -> int:
-    """Return the number of ranks that MPI joins; starts MPI."""
+def world() -> tuple[int, int]:
+    """Return the number of ranks that MPI joins, and which one this is; starts MPI."""
     start()
-    return int(_mpi().COMM_WORLD.size)
+    comm = _mpi().COMM_WORLD
+    return int(comm.size), int(comm.rank)
 
 
 def library_name() -> str:

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 import mnx
+from mnx import testing
 from mnx.communicators import Communicator
+from mnx.communicators.choice import choose
 from mnx.communicators.factory import COMMUNICATORS
 from mnx.communicators.local import LocalCommunicator
 from mnx.errors import ArgumentError, ClosedError, MnxError
+from mnx.topology import Topology
 
 
 def test_unknown_name(comm: Communicator) -> None:
@@ -24,6 +27,39 @@ def test_unknown_name(comm: Communicator) -> None:
 def test_unknown_keyword(comm: Communicator) -> None:
     with pytest.raises(TypeError, match='foo'):
         mnx.create_communicator('naive', foo=1)
+
+
+CHOICES = [
+    (['a'], 'naive'),
+    (['a', 'a', 'a'], 'shared_memory'),
+    (['a', 'b'], 'flat'),
+    (['a', 'b', 'a'], 'two_dimensional'),
+]
+
+
+@pytest.mark.parametrize(('hosts', 'name'), CHOICES)
+def test_auto_is_chosen_by_the_nodes(hosts: list[str], name: str) -> None:
+    assert choose(Topology.of_hosts(hosts)).name == name
+
+
+def test_auto_says_why(comm: Communicator) -> None:
+    with mnx.create_communicator() as made:
+        assert made.describe().startswith(f"{made.name} ('auto': ")
+        part = made.split(0, made.rank)
+        assert type(part) is type(made)
+    with testing.create_on_nodes('auto', [1] * comm.size) as made:
+        assert (made.name, made.inter_size) == ('flat' if comm.size > 1 else 'naive', comm.size)
+
+
+@pytest.mark.needs_ranks(2)
+def test_shared_memory_needs_one_node(comm: Communicator) -> None:
+    with pytest.raises(ArgumentError, match='two_dimensional'):
+        testing.create_on_nodes('shared_memory', [1])
+
+
+def test_old_name(comm: Communicator) -> None:
+    with mnx.create_communicator('single_node') as made:
+        assert made.name == 'shared_memory'
 
 
 @pytest.mark.parametrize('name', sorted(COMMUNICATORS))
