@@ -128,9 +128,12 @@ class Packer:
 
 def concatenate(arrays: Sequence[Array], out: Array) -> Array:
     """Fill the flat `out` with all elements of `arrays`, converted to its dtype."""
-    vectors = [x if x.ndim == 1 else x.ravel() for x in arrays]
-    joined: Array = module_of(out).concatenate(vectors, out=out, casting='unsafe')
-    return joined
+    if len(arrays) == 1:
+        out[...] = arrays[0].reshape(-1)
+    else:
+        vectors = [x if x.ndim == 1 else x.ravel() for x in arrays]
+        module_of(out).concatenate(vectors, out=out, casting='unsafe')
+    return out
 
 
 def shaped_views(buffer: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:

@@ -1,68 +1,110 @@
-"""Cutting a list of arrays into chunks of equal length, across the borders between arrays.
+"""Cutting a list of arrays into stretches of equal length, across the borders between arrays.
 
-    arrays   |     W1      | b1 |        W2        | b2 |
-    chunks   |   0   |   1   |   2   |   3   |   4   |
+    arrays      |     W1      | b1 |        W2        | b2 |
+    stretches   |   0   |   1   |   2   |   3   |   4   |
 
-A chunk is a list of spans, each a stretch of one array. A pure function, tested without MPI.
+A stretch is the end of one array, some whole ones, and the beginning of another. Pure functions
+of the arrays' sizes, tested without MPI.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mnx.arrays import Array
 
+Shape = tuple[int, ...]
+
 
 @dataclass(frozen=True)
-class Span:
-    """The elements `start` to `stop` of the flat array number `member`; `whole` if that is all."""
+class Piece:
+    """The elements `start` to `stop` of the flat array number `member`."""
 
     member: int
     start: int
     stop: int
-    whole: bool
 
     def of(self, arrays: Sequence[Array]) -> Array:
-        """Return the stretch as a view: the array itself if it is whole."""
-        array = arrays[self.member]
-        return array if self.whole else array.reshape(-1)[self.start : self.stop]
+        """Return a view of the elements; the array must be contiguous."""
+        return arrays[self.member].reshape(-1)[self.start : self.stop]
 
 
-def cut(shapes: Sequence[tuple[int, ...]], length: int) -> list[list[Span]]:
-    """Cut arrays of these shapes into chunks of `length` elements; the last may be shorter.
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive elements of a list of arrays.
 
-    >>> [[(s.member, s.start, s.stop) for s in chunk] for chunk in cut([(5,), (2,), (4,)], 4)]
-    [[(0, 0, 4)], [(0, 4, 5), (1, 0, 2), (2, 0, 1)], [(2, 1, 4)]]
+    Attributes
+    ----------
+    length : int
+        Number of elements.
+    head : Piece or None
+        The end, or the middle, of an array.
+    whole : slice
+        The arrays that lie in it from beginning to end.
+    tail : Piece or None
+        The beginning of an array.
     """
-    chunks: list[list[Span]] = []
-    room = 0
-    for member, shape in enumerate(shapes):
-        for start, stop in _stretches(math.prod(shape), room, length):
-            if room == 0:
-                chunks.append([])
-                room = length
-            chunks[-1].append(Span(member, start, stop, stop - start == math.prod(shape)))
-            room -= stop - start
-    return chunks
+
+    length: int
+    head: Piece | None
+    whole: slice
+    tail: Piece | None
+
+    def of(self, arrays: Sequence[Array]) -> list[Array]:
+        """Return views that together hold the elements, whole arrays as they are."""
+        found = [] if self.head is None else [self.head.of(arrays)]
+        found += arrays[self.whole]
+        return found if self.tail is None else [*found, self.tail.of(arrays)]
+
+    def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        """Return the shapes of those views, for arrays of these shapes."""
+        head = [] if self.head is None else [(self.head.stop - self.head.start,)]
+        tail = [] if self.tail is None else [(self.tail.stop - self.tail.start,)]
+        return [*head, *shapes[self.whole], *tail]
 
 
-def _stretches(size: int, room: int, length: int) -> Iterator[tuple[int, int]]:
-    """Yield the borders of an array's stretches: first what fits into the room left."""
-    start = 0
-    while start < size:
-        stop = min(size, start + (room or length))
-        yield start, stop
-        start, room = stop, 0
+class Line:
+    """Arrays of these shapes, one behind the other."""
+
+    def __init__(self, shapes: Sequence[Shape]) -> None:
+        self.shapes = list(shapes)
+        self._borders = [0, *itertools.accumulate(math.prod(shape) for shape in shapes)]
+
+    @property
+    def length(self) -> int:
+        """The number of elements of all arrays."""
+        return self._borders[-1]
+
+    def stretch(self, start: int, stop: int) -> Stretch:
+        """Return the elements from `start` to `stop`.
+
+        >>> line = Line([(5,), (2,), (4,)])
+        >>> line.stretch(4, 8)
+        ... # doctest: +NORMALIZE_WHITESPACE
+        Stretch(length=4, head=Piece(member=0, start=4, stop=5), whole=slice(1, 2, None),
+                tail=Piece(member=2, start=0, stop=1))
+        """
+        borders = self._borders
+        first = bisect.bisect_left(borders, start)  # the first array that begins here
+        last = bisect.bisect_right(borders, stop) - 1  # the array in which it stops
+        if first > last:  # within one array
+            return Stretch(stop - start, self._piece(last, start, stop), slice(0, 0), None)
+        head = self._piece(first - 1, start, borders[first]) if start < borders[first] else None
+        tail = self._piece(last, borders[last], stop) if borders[last] < stop else None
+        return Stretch(stop - start, head, slice(first, last), tail)
+
+    def _piece(self, member: int, start: int, stop: int) -> Piece:
+        return Piece(member, start - self._borders[member], stop - self._borders[member])
 
 
 def share(length: int, owner: int, owners: int) -> slice:
-    """Return the part of a chunk that one of `owners` reduces; none for an owner beyond them.
+    """Return the part of a chunk that one of `owners` sums; none for an owner beyond them.
 
     >>> [share(10, r, 3) for r in range(4)]
-    [slice(0, 3, None), slice(3, 6, None), slice(6, 10, None), slice(0, 0, None)]
+    [slice(0, 3, None), slice(3, 6, None), slice(6, 10, None), slice(10, 10, None)]
     """
-    if owner >= owners:
-        return slice(0, 0)
-    return slice(length * owner // owners, length * (owner + 1) // owners)
+    return slice(length * min(owner, owners) // owners, length * min(owner + 1, owners) // owners)

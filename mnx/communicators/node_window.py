@@ -8,31 +8,77 @@ goes through them, one barrier each::
     rank 2   gradients ──1 in──► [ input 2 ] ─┘                    └──3 out──► gradients
 
     between two barriers, rank r:
-      (2) sums its share of chunk k over all inputs, in rank order, and scales it
-      (1) copies chunk k+1 in, to the other half
+      (2) sums its share of chunk k over all ranks, in rank order, and scales it
+      (1) copies chunk k+1 in, to the other half, all but its own share
       (3) copies chunk k-1 out, from the other half
 
 The halves make one barrier enough: what is written in a phase was last read in the phase before.
 Every element is summed by one rank of the node only, in an order that never changes, so all ranks
-get the same bits, every time. Measured: memory traffic is that of two copies, not of the 5n+1
-that a window as long as the gradients takes (see ``benchmarks/``).
+get the same bits, every time. See ``benchmarks/`` for what it takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from mnx.arrays import Array
-from mnx.communicators.chunks import Span, cut, share
+from mnx.communicators.chunks import Line, Stretch, share
 from mnx.packing import concatenate, shaped_views
 from mnx.transports.base import SharedWindow, Transport
 
 HALVES = 2
 
-Step = Callable[[Array], None]
+
+class Steps(Protocol):
+    """What is done to numbers on their way through the window."""
+
+    def before(self, part: Array) -> None:
+        """Change what this rank contributes, in place."""
+
+    def after(self, total: Array) -> None:
+        """Change the sum over the node, in place."""
+
+    def changes_input(self) -> bool:
+        """Tell whether `before` does anything."""
+
+
+@dataclass
+class Chunk:
+    """One chunk as one rank sees it.
+
+    Attributes
+    ----------
+    sent : list of (Stretch, slice)
+        What it copies in for the others, and where to.
+    own : Stretch
+        Its own share, which it sums.
+    share : slice
+        Where that is.
+    all : Stretch
+        What it copies out.
+    views : list of arrays or None
+        The result half, cut into the shapes of `all`; kept for the next time.
+    """
+
+    sent: list[tuple[Stretch, slice]]
+    own: Stretch
+    share: slice
+    all: Stretch
+    views: list[Array] | None = None
+
+
+class Plan:
+    """How arrays of some shapes go through a window, for one rank."""
+
+    def __init__(self, line: Line, dtype: np.dtype[Any], chunks: list[Chunk]) -> None:
+        self.shapes = line.shapes
+        self.dtype = dtype
+        self.chunks = chunks
 
 
 class NodeWindow:
@@ -45,36 +91,34 @@ class NodeWindow:
     owners : int
         How many of them sum a share of each chunk.
     chunk_bytes : int
-        Length of each half.
+        Length of each half, a multiple of 16.
     """
 
     def __init__(self, intra: Transport, owners: int, chunk_bytes: int) -> None:
-        self._intra = intra
+        self._rank = intra.rank
+        self._size = intra.size
         self._owners = owners
         self._chunk_bytes = chunk_bytes
         self._window: SharedWindow = intra.allocate_shared(2 * HALVES * chunk_bytes)
 
-    def chunk_length(self, dtype: np.dtype[Any]) -> int:
-        """Return the number of elements in a chunk."""
-        return self._chunk_bytes // dtype.itemsize
+    def plan(self, shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any]) -> Plan:
+        """Cut arrays of these shapes, summed in `dtype`, into chunks for this rank."""
+        line, length = Line(shapes), self._chunk_bytes // dtype.itemsize
+        borders = [*range(0, line.length, length), line.length]
+        chunks = [self._chunk(line, start, stop) for start, stop in itertools.pairwise(borders)]
+        return Plan(line, dtype, chunks)
 
-    def sum(self, plan: Plan, arrays: Sequence[Array], before: Step, after: Step) -> None:
-        """Replace contiguous arrays by the sum over the node's ranks, in place. Collective.
-
-        `before` is applied to each chunk of this rank's input, `after` to each of its sums: to
-        scale them, or to add what other nodes have.
-        """
-        halves = [self._halves(plan.dtype, rank) for rank in range(self._intra.size)]
-        results = self._results(plan.dtype)
+    def sum(self, plan: Plan, arrays: Sequence[Array], steps: Steps) -> None:
+        """Replace contiguous arrays by the sum over the node's ranks, in place. Collective."""
+        inputs = [self._halves(plan.dtype, rank, 0) for rank in range(self._size)]
+        results = self._halves(plan.dtype, 0, HALVES)
         last = len(plan.chunks) - 1
-        self._copy_in(plan, 0, arrays, halves, before)
+        self._copy_in(plan, 0, arrays, inputs, steps)
         self._window.barrier()
         for k in range(last + 1):
-            self._reduce(
-                plan.lengths[k], [h[k % HALVES] for h in halves], results[k % HALVES], after
-            )
+            self._sum_share(plan, k, arrays, inputs, results[k % HALVES], steps)
             if k < last:
-                self._copy_in(plan, k + 1, arrays, halves, before)
+                self._copy_in(plan, k + 1, arrays, inputs, steps)
             if k > 0:
                 _copy_out(plan, k - 1, arrays, results)
             self._window.barrier()
@@ -84,66 +128,66 @@ class NodeWindow:
         """Free the window. Collective."""
         self._window.close()
 
-    def _halves(self, dtype: np.dtype[Any], rank: int) -> list[Array]:
-        """Return a rank's two input halves."""
-        slot = self._window.slots[rank].view(dtype)
-        n = self.chunk_length(dtype)
-        return [slot[:n], slot[n : 2 * n]]
+    def _chunk(self, line: Line, start: int, stop: int) -> Chunk:
+        own = share(stop - start, self._rank, self._owners)
+        others = [slice(0, own.start), slice(own.stop, stop - start)]
+        return Chunk(
+            [
+                (line.stretch(start + s.start, start + s.stop), s)
+                for s in others
+                if s.stop > s.start
+            ],
+            line.stretch(start + own.start, start + own.stop),
+            own,
+            line.stretch(start, stop),
+        )
 
-    def _results(self, dtype: np.dtype[Any]) -> list[Array]:
-        """Return the two result halves, which lie behind rank 0's inputs."""
-        slot = self._window.slots[0].view(dtype)
-        n = self.chunk_length(dtype)
-        return [slot[2 * n : 3 * n], slot[3 * n : 4 * n]]
+    def _halves(self, dtype: np.dtype[Any], rank: int, first: int) -> list[Array]:
+        """Return two quarters of a rank's slot: its inputs, or behind rank 0's the results."""
+        slot = self._window.slots[rank]
+        return [
+            slot[q * self._chunk_bytes : (q + 1) * self._chunk_bytes].view(dtype)
+            for q in range(first, first + HALVES)
+        ]
 
     def _copy_in(
-        self, plan: Plan, k: int, arrays: Sequence[Array], halves: list[list[Array]], before: Step
+        self, plan: Plan, k: int, arrays: Sequence[Array], inputs: list[list[Array]], steps: Steps
     ) -> None:
-        mine = halves[self._intra.rank][k % HALVES][: plan.lengths[k]]
-        concatenate([span.of(arrays) for span in plan.chunks[k]], mine)
-        before(mine)
+        half = inputs[self._rank][k % HALVES]
+        for stretch, where in plan.chunks[k].sent:
+            part = half[where]
+            concatenate(stretch.of(arrays), part)
+            steps.before(part)
 
-    def _reduce(self, length: int, inputs: list[Array], result: Array, after: Step) -> None:
-        mine = share(length, self._intra.rank, self._owners)
-        total = result[mine]
-        _sum([half[mine] for half in inputs], total)
-        if total.size:
-            after(total)
-
-
-class Plan:
-    """How arrays of some shapes go through a window, chunk by chunk.
-
-    Attributes
-    ----------
-    dtype : numpy.dtype
-        What is summed.
-    chunks : list of list of Span
-    lengths : list of int
-        Number of elements of each chunk.
-    """
-
-    def __init__(
-        self, shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any], length: int
+    def _sum_share(
+        self,
+        plan: Plan,
+        k: int,
+        arrays: Sequence[Array],
+        inputs: list[list[Array]],
+        result: Array,
+        steps: Steps,
     ) -> None:
-        self.dtype = dtype
-        self.chunks = cut(shapes, length)
-        self.lengths = [sum(s.stop - s.start for s in chunk) for chunk in self.chunks]
-        self._shapes = shapes
-        self._views: dict[int, list[Array]] = {}
-        self._viewed: Array | None = None
-
-    def views(self, k: int, result: Array) -> list[Array]:
-        """Return views into `result`, one for each span of chunk `k`; kept for the next time."""
-        if k not in self._views:
-            self._views[k] = shaped_views(result, [self._shape(span) for span in self.chunks[k]])
-        return self._views[k]
-
-    def _shape(self, span: Span) -> tuple[int, ...]:
-        return self._shapes[span.member] if span.whole else (span.stop - span.start,)
+        chunk = plan.chunks[k]
+        if not chunk.own.length:
+            return
+        total = result[chunk.share]
+        parts = [halves[k % HALVES][chunk.share] for halves in inputs]
+        parts[self._rank] = _own_part(chunk.own.of(arrays), total, steps)
+        _add_up(parts, total)
+        steps.after(total)
 
 
-def _sum(parts: list[Array], total: Array) -> None:
+def _own_part(views: list[Array], total: Array, steps: Steps) -> Array:
+    """Return this rank's share as one flat array: where it is, if it lies in one array."""
+    if len(views) == 1 and views[0].dtype == total.dtype and not steps.changes_input():
+        return views[0].reshape(-1)
+    part = concatenate(views, np.empty_like(total))
+    steps.before(part)
+    return part
+
+
+def _add_up(parts: list[Array], total: Array) -> None:
     """Add up the parts from left to right."""
     if len(parts) == 1:
         total[...] = parts[0]
@@ -154,6 +198,8 @@ def _sum(parts: list[Array], total: Array) -> None:
 
 
 def _copy_out(plan: Plan, k: int, arrays: Sequence[Array], results: list[Array]) -> None:
-    views = plan.views(k, results[k % HALVES])
-    for span, view in zip(plan.chunks[k], views, strict=True):
-        span.of(arrays)[...] = view
+    chunk = plan.chunks[k]
+    if chunk.views is None:
+        chunk.views = shaped_views(results[k % HALVES], chunk.all.shapes(plan.shapes))
+    for target, view in zip(chunk.all.of(arrays), chunk.views, strict=True):
+        target[...] = view

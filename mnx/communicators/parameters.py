@@ -19,7 +19,7 @@ import numpy as np
 from mnx.arrays import Array, reduction
 from mnx.packing import Bucket, plan
 
-Kind = tuple[tuple[int, ...], np.dtype[Any]]  # shape and dtype of an array
+Kind = tuple[tuple[int, ...], np.dtype[Any], tuple[int, ...]]  # shape, dtype, strides
 
 
 class Layout:
@@ -28,41 +28,45 @@ class Layout:
     Attributes
     ----------
     names : list of str
-    kinds : list of (shape, dtype)
+    kinds : list of (shape, dtype, strides)
     digest : int
         Equal on ranks with equal layouts.
     nbytes : int
         Of all arrays together.
+    strided : list of int
+        Positions of the arrays that are not contiguous; these alone may differ between ranks.
     """
 
     def __init__(self, names: Sequence[str], arrays: Sequence[Array]) -> None:
         self.names = list(names)
         self.kinds = kinds(arrays)
-        described = [(n, s, d.str) for n, (s, d) in zip(self.names, self.kinds, strict=True)]
+        described = [(n, s, d.str) for n, (s, d, _) in zip(self.names, self.kinds, strict=True)]
         self.digest = zlib.crc32(repr(described).encode())
         self.nbytes = sum(x.nbytes for x in arrays)
+        self.strided = [i for i, x in enumerate(arrays) if not x.flags.c_contiguous]
         self._plans: dict[tuple[np.dtype[Any] | None, float], list[Bucket]] = {}
 
     def describe(self) -> list[str]:
         """Return one line for each array."""
-        return [f'{n} {d}{s}' for n, (s, d) in zip(self.names, self.kinds, strict=True)]
+        return [f'{n} {d}{s}' for n, (s, d, _) in zip(self.names, self.kinds, strict=True)]
 
     def sum_plan(self, grad_dtype: np.dtype[Any] | None, pack_below: float) -> list[Bucket]:
         """Return the buckets for a sum, in the dtypes that are added up."""
         key = grad_dtype, pack_below
         if key not in self._plans:
-            wires = [reduction(grad_dtype or dtype, 'sum').wire for _, dtype in self.kinds]
-            self._plans[key] = plan([shape for shape, _ in self.kinds], wires, pack_below)
+            wires = [reduction(grad_dtype or dtype, 'sum').wire for _, dtype, _ in self.kinds]
+            self._plans[key] = plan([shape for shape, _, _ in self.kinds], wires, pack_below)
         return self._plans[key]
 
     def copy_plan(self, pack_below: float) -> list[Bucket]:
         """Return the buckets for a copy: every array in its own dtype, bit by bit."""
-        return plan([s for s, _ in self.kinds], [d for _, d in self.kinds], pack_below)
+        shapes, dtypes = [k[0] for k in self.kinds], [k[1] for k in self.kinds]
+        return plan(shapes, dtypes, pack_below)
 
 
 def kinds(arrays: Sequence[Array]) -> list[Kind]:
-    """Return shape and dtype of each array."""
-    return list(map(operator.attrgetter('shape', 'dtype'), arrays))
+    """Return shape, dtype and strides of each array."""
+    return list(map(operator.attrgetter('shape', 'dtype', 'strides'), arrays))
 
 
 class ParameterTable:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from mnx.arrays import Array, on_gpu
@@ -27,10 +28,33 @@ from mnx.communicators.base import Communicator
 from mnx.communicators.model_messages import Scaling
 from mnx.communicators.node_window import NodeWindow, Plan
 from mnx.communicators.parameters import Layout
+from mnx.transports.base import Transport
 
 WINDOW_FROM = 32 * 1024
 CHUNK_IN_NODE = 256 * 1024
 CHUNK_ACROSS_NODES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class AcrossNodes:
+    """What is done to a share: each rank's part scaled, the other nodes' added, the sum scaled."""
+
+    scaling: Scaling
+    inter: Transport | None
+
+    def before(self, part: Array) -> None:
+        """Scale what this rank contributes, in place."""
+        self.scaling.before(part)
+
+    def after(self, total: Array) -> None:
+        """Add what the other nodes have, and scale it, in place."""
+        if self.inter is not None:
+            self.inter.all_reduce(total)
+        self.scaling.after(total)
+
+    def changes_input(self) -> bool:
+        """Tell whether `before` does anything."""
+        return self.scaling.factor != 1.0
 
 
 class TwoDimensionalCommunicator(Communicator):
@@ -43,23 +67,19 @@ class TwoDimensionalCommunicator(Communicator):
         if layout.nbytes < WINDOW_FROM or self.size == 1 or any(map(on_gpu, arrays)):
             super().mean_arrays(arrays, layout, scaling)
             return
-        flat = [a if a.flags.c_contiguous else a.copy(order='C') for a in arrays]
+        flat = list(arrays)
+        for i in layout.strided:
+            flat[i] = arrays[i].copy(order='C')
+        steps = AcrossNodes(scaling, self.groups.inter if self.inter_size > 1 else None)
         for members, plan in self._window_plans(layout):
-            mine = [flat[i] for i in members]
-            self._window.sum(plan, mine, scaling.before, functools.partial(self._finish, scaling))
-        for array, summed in zip(arrays, flat, strict=True):
-            if summed is not array:
-                array[...] = summed
+            one_dtype = len(members) == len(flat)
+            self._window.sum(plan, flat if one_dtype else [flat[i] for i in members], steps)
+        for i in layout.strided:
+            arrays[i][...] = flat[i]
 
     def owners(self) -> int:
         """Return how many ranks of each node sum a share."""
         return min(len(ranks) for ranks in self.topology.nodes)
-
-    def _finish(self, scaling: Scaling, share: Array) -> None:
-        """Add what the other nodes have of a share, and scale it."""
-        if self.inter_size > 1:
-            self.groups.inter.all_reduce(share)
-        scaling.after(share)
 
     @functools.cached_property
     def _window(self) -> NodeWindow:
@@ -76,7 +96,6 @@ class TwoDimensionalCommunicator(Communicator):
             # without packing by size, the buckets of a sum are one for each dtype
             buckets = layout.sum_plan(self._config.allreduce_grad_dtype, float('inf'))
             self._plans[layout] = [
-                (b.members, Plan(b.shapes, b.wire, self._window.chunk_length(b.wire)))
-                for b in buckets
+                (b.members, self._window.plan(b.shapes, b.wire)) for b in buckets
             ]
         return self._plans[layout]

@@ -1,27 +1,32 @@
 from __future__ import annotations
 
-import math
-
 import hypothesis.strategies as st
+import numpy as np
 from hypothesis import given, settings
 
-from mnx.communicators.chunks import cut, share
+from mnx.communicators.chunks import Line, share
+from mnx.packing import shaped_views
 
 
 @given(
     shapes=st.lists(st.lists(st.integers(0, 6), max_size=2).map(tuple), max_size=8),
     length=st.integers(1, 20),
 )
-@settings(derandomize=True, deadline=None)
-def test_every_element_is_in_one_chunk(shapes: list[tuple[int, ...]], length: int) -> None:
-    chunks = cut(shapes, length)
-    elements = [(s.member, i) for chunk in chunks for s in chunk for i in range(s.start, s.stop)]
-    assert elements == [(m, i) for m, shape in enumerate(shapes) for i in range(math.prod(shape))]
-    lengths = [sum(s.stop - s.start for s in chunk) for chunk in chunks]
-    assert all(n == length for n in lengths[:-1])
-    assert all(0 < n <= length for n in lengths)
-    for span in (s for chunk in chunks for s in chunk):
-        assert span.whole == (span.stop - span.start == math.prod(shapes[span.member]))
+@settings(derandomize=True, deadline=None, max_examples=300)
+def test_stretches_hold_the_elements_in_order(shapes: list[tuple[int, ...]], length: int) -> None:
+    line = Line(shapes)
+    numbers = np.arange(line.length)
+    arrays = shaped_views(numbers, shapes)
+    for start in range(0, line.length, length):
+        stop = min(start + length, line.length)
+        stretch = line.stretch(start, stop)
+        views = stretch.of(arrays)
+        assert stretch.length == stop - start
+        assert [v.shape for v in views] == stretch.shapes(shapes)
+        assert all(np.shares_memory(v, numbers) for v in views if v.size)
+        assert [int(i) for v in views for i in v.ravel()] == list(range(start, stop))
+    empty = line.stretch(line.length, line.length)
+    assert sum(v.size for v in empty.of(arrays)) == empty.length == 0
 
 
 @given(length=st.integers(0, 50), owners=st.integers(1, 7))
