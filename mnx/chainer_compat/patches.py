@@ -1,7 +1,7 @@
 """What is wrong in Chainer 7.8.1 on today's Python, and the text that cures it.
 
 The table is in four parts: what stops ``import chainer``, what fails when it is used, what only
-nags, and a bug that was fixed upstream after the last release.
+nags, and bugs of the last release.
 """
 
 from __future__ import annotations
@@ -199,6 +199,14 @@ BUG = (
         'chainer.functions.connection.deconvolution_2d',
         'The gradient with regard to W alone fails: arrays are given where shapes are wanted.',
         (Fragment('self._set_cover_all(x, W)', 'self._set_cover_all(x.shape, W.shape)'),),
+    ),
+    Patch(
+        'chainer.functions.loss.softmax_cross_entropy',
+        'The gradient of an empty batch comes with one None too many, and backward refuses it.',
+        (
+            Fragment('numpy.zeros(x.shape, dtype=x.dtype), None', 'numpy.zeros(x.shape, x.dtype),'),
+            Fragment('cupy.zeros(x.shape, dtype=x.dtype), None', 'cupy.zeros(x.shape, x.dtype),'),
+        ),
     ),
 )
 

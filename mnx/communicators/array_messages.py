@@ -218,6 +218,7 @@ class ArrayMessages(Endpoint):
         The counterpart is ``recv(source, tag)`` on rank `dest`. Returns when `data` may be
         changed, which for long messages is when `dest` has begun to receive.
         """
+        self._check_open('send')
         dest, tag = self._rank('send', 'dest', dest), self._tag('send', tag)
         bare = is_array(data)
         arrays = [sendable(x, 'send') for x in ([data] if bare else data)]
@@ -233,17 +234,11 @@ class ArrayMessages(Endpoint):
             A rank, or mpi4py's ``MPI.ANY_SOURCE``.
         tag : int
         """
+        self._check_open('recv')
         tag = self._tag('recv', tag)
         if source != self._arrays.any_source:
             source = self._rank('recv', 'source', source)
         return point_to_point.recv(self._arrays, int(source), tag)
-
-    def _tag(self, call: str, tag: SupportsIndex) -> int:
-        if not 0 <= int(tag) <= self._arrays.max_tag:
-            raise ArgumentError(
-                f'{call}: tag must be 0 to {self._arrays.max_tag}, but got {tag!r}.'
-            )
-        return int(tag)
 
     def _row(self, xs: Any, call: str) -> list[Array]:
         """Return `xs` as one sendable array for each rank."""

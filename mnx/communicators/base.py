@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import weakref
 from types import TracebackType
 from typing import Any, SupportsIndex
@@ -9,7 +10,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from mnx.communicators.array_messages import ArrayMessages
-from mnx.communicators.endpoint import Config
+from mnx.communicators.endpoint import Config, Resources
 from mnx.communicators.model_messages import ModelMessages
 from mnx.communicators.object_messages import ObjectMessages
 from mnx.errors import ArgumentError
@@ -34,7 +35,7 @@ class Communicator(ArrayMessages, ObjectMessages, ModelMessages):
         super().__init__(channels or LocalChannels(), config)
         self._splits = 0
         self._unused: set[int] = set()
-        self._split_channels: dict[int, Channels | None] = {}
+        self._split_resources: dict[int, Resources] = {}
 
     def describe(self) -> str:
         """Return one line: which communicator this is, why, and where its ranks are.
@@ -72,27 +73,29 @@ class Communicator(ArrayMessages, ObjectMessages, ModelMessages):
         Parameters
         ----------
         color : int or None
-            Ranks with the same color get a communicator of their own; None gets none.
+            Ranks with the same color, which is not negative, get a communicator of their own;
+            None (or ``MPI.UNDEFINED``) gets none.
         key : int
             Orders the ranks of the new communicator; ties are broken by the old rank.
 
         Notes
         -----
         An MPI library has some 2,000 communicators at most. A communicator made by `split` that
-        no rank refers to any more is freed at the next `split`; `finalize` frees it at once.
+        no rank refers to any more is freed at the next `split`; its own `finalize`, or that of
+        the one it was split from, frees it at once.
         """
         with self.together('split'):
-            color = None if color is None else int(color)
-            key = int(key)
+            color, key = _color(color), _key(key)
         self._free_unused()
         channels = self._channels.split(color, key)
         self._splits += 1
-        self._split_channels[self._splits] = channels
         if channels is None:
             self._unused.add(self._splits)
+            self._split_resources[self._splits] = Resources([])
             return None
         child = self._remade(channels)
         child.reason = f'as the one it was split from, {self.reason}'
+        self._split_resources[self._splits] = child._resources
         weakref.finalize(child, self._unused.add, self._splits)
         return child
 
@@ -102,25 +105,24 @@ class Communicator(ArrayMessages, ObjectMessages, ModelMessages):
 
     def _free_unused(self) -> None:
         """Free the splits that no rank refers to any more; the ranks find out which together."""
-        numbers = sorted(self._split_channels)
+        numbers = sorted(self._split_resources)
         votes = np.array([number in self._unused for number in numbers], np.uint8)
         self._control.all_reduce(votes, 'min')
         for number, vote in zip(numbers, votes, strict=True):
             if vote:
                 self._unused.discard(number)
-                channels = self._split_channels.pop(number)
-                if channels is not None:
-                    channels.close()
+                self._split_resources.pop(number).close()
 
     def finalize(self) -> None:
-        """Free what this communicator holds; using it afterwards is an error.
+        """Free what this communicator holds, and what was split from it; then it is of no use.
 
         Collective: all ranks call it, in the same order as other collectives. A second call
         does nothing.
         """
-        if not self._closed:
-            self._closed = True
-            self._close()
+        if not self._resources.closed:
+            for number in sorted(self._split_resources):
+                self._split_resources.pop(number).close()
+            self._resources.close()
 
     def __enter__(self) -> Communicator:
         return self
@@ -138,12 +140,31 @@ class Communicator(ArrayMessages, ObjectMessages, ModelMessages):
         return f'<mnx {self.name} communicator, rank {self.rank} of {self.size}>'
 
 
+_UNDEFINED = -32766  # MPI.UNDEFINED in MPICH and Open MPI
+
+
+def _color(value: SupportsIndex | None) -> int | None:
+    color = None if value is None else operator.index(value)
+    if color is None or color == _UNDEFINED:
+        return None
+    if not 0 <= color < 2**31:
+        raise ArgumentError(f'split: a color is None or 0 to {2**31 - 1}, but got {color}.')
+    return color
+
+
+def _key(value: SupportsIndex) -> int:
+    key = operator.index(value)
+    if not -(2**31) <= key < 2**31:
+        raise ArgumentError(f'split: a key is {-(2**31)} to {2**31 - 1}, but got {key}.')
+    return key
+
+
 def float_dtype(value: Any) -> np.dtype[Any] | None:
     """Return `value` as the dtype of a gradient exchange: None, or a floating-point dtype."""
     if value is None:
         return None
     dtype: np.dtype[Any] = np.dtype(value)
-    if dtype.kind != 'f':
+    if dtype.kind != 'f' and dtype.name != 'bfloat16':
         raise ArgumentError(
             f'allreduce_grad_dtype must be a floating-point dtype or None, but got {value!r}.'
         )

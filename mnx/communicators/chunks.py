@@ -60,6 +60,10 @@ class Stretch:
         found += arrays[self.whole]
         return found if self.tail is None else [*found, self.tail.of(arrays)]
 
+    def cut(self) -> list[int]:
+        """Return which arrays are cut."""
+        return [piece.member for piece in (self.head, self.tail) if piece is not None]
+
     def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         """Return the shapes of those views, for arrays of these shapes."""
         head = [] if self.head is None else [(self.head.stop - self.head.start,)]

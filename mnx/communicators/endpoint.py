@@ -37,6 +37,23 @@ class Closable(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass
+class Resources:
+    """What a communicator holds, in the order in which it was made.
+
+    It outlives the communicator where ranks have yet to agree that nobody needs it any more.
+    """
+
+    parts: list[Closable]
+    closed: bool = False
+
+    def close(self) -> None:
+        """Free everything, the last part first. Collective; a second call does nothing."""
+        self.closed = True
+        while self.parts:
+            self.parts.pop().close()
+
+
 Owned = TypeVar('Owned', bound=Closable)
 
 
@@ -72,8 +89,7 @@ class Endpoint:
         self._channels = channels
         self._config = config or Config()
         self._meetings = Meetings(channels.control)
-        self._closed = False
-        self._parts: list[Closable] = []
+        self._resources = Resources([channels])
         self.mpi_comm = channels.mpi_comm
         self.rank, self.size = channels.control.rank, channels.control.size
         self.topology = Topology.of_hosts(channels.hosts)
@@ -94,14 +110,8 @@ class Endpoint:
 
     def _own(self, part: Owned) -> Owned:
         """Keep `part` to close it when the communicator is finalized."""
-        self._parts.append(part)
+        self._resources.parts.append(part)
         return part
-
-    def _close(self) -> None:
-        for part in reversed(self._parts):
-            part.close()
-        self._parts.clear()
-        self._channels.close()
 
     @property
     def _arrays(self) -> Transport:
@@ -124,9 +134,12 @@ class Endpoint:
         >>> with comm.together('load'):
         ...     data = [1, 2, 3] if comm.rank == 0 else None
         """
-        if self._closed:
-            raise ClosedError(f'{call}: this communicator has been finalized. Create a new one.')
+        self._check_open(call)
         return self._meetings(call)
+
+    def _check_open(self, call: str) -> None:
+        if self._resources.closed:
+            raise ClosedError(f'{call}: this communicator has been finalized. Create a new one.')
 
     def _rank(self, call: str, name: str, value: SupportsIndex) -> int:
         """Return `value` as an int (NumPy's ints are fine) if it is a rank."""
@@ -147,6 +160,12 @@ class Endpoint:
                 )
             )
         return rank
+
+    def _tag(self, call: str, tag: SupportsIndex) -> int:
+        highest = self._channels.mail.max_tag
+        if not 0 <= operator.index(tag) <= highest:
+            raise ArgumentError(f'{call}: a tag is 0 to {highest}, but got {tag!r}.')
+        return operator.index(tag)
 
     def _one_per_rank(self, call: str, given: int) -> None:
         if given != self.size:

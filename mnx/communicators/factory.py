@@ -16,6 +16,7 @@ from mnx.communicators.naive import NaiveCommunicator
 from mnx.communicators.shared_memory import SharedMemoryCommunicator
 from mnx.communicators.two_dimensional import TwoDimensionalCommunicator
 from mnx.errors import ArgumentError
+from mnx.health.meeting import Meetings
 from mnx.topology import Topology
 from mnx.transports import launch
 from mnx.transports.base import Channels
@@ -83,12 +84,16 @@ def create_communicator(
     ...     print(comm.rank, comm.size)
     0 1
     """
-    if communicator_name not in NAMES:
-        raise ArgumentError(
-            f'Unrecognized communicator: "{communicator_name}". Choose one of {", ".join(NAMES)}.'
-        )
-    config = Config(float_dtype(allreduce_grad_dtype), bool(batched_copy))
-    return build(communicator_name, _channels(communicator_name, mpi_comm), config)
+    channels = _channels(communicator_name, mpi_comm)
+    with Meetings(channels.control)('create_communicator') as meeting:
+        if communicator_name not in NAMES:
+            raise ArgumentError(
+                f'Unrecognized communicator: "{communicator_name}". '
+                f'Choose one of {", ".join(NAMES)}.'
+            )
+        config = Config(float_dtype(allreduce_grad_dtype), bool(batched_copy))
+        meeting.bring(communicator_name, config)
+    return build(communicator_name, channels, config)
 
 
 def build(name: str, channels: Channels, config: Config | None = None) -> Communicator:

@@ -190,7 +190,8 @@ class ModelMessages(Endpoint):
                 'multi_node_mean_grad: all ranks have weight 0, so there is no mean. '
                 'Some rank must have samples in every update.'
             )
-        return Scaling(weight, total)
+        largest = float(weights.max())  # factors up to 1, or large gradients could overflow
+        return Scaling(weight / largest, total / largest)
 
 
 def _bring_layout(meeting: Meeting, layout: Layout) -> None:

@@ -71,14 +71,28 @@ class Chunk:
     all: Stretch
     views: list[Array] | None = None
 
+    def stretches(self) -> list[Stretch]:
+        """Return all stretches of arrays that are looked at."""
+        return [*(stretch for stretch, _ in self.sent), self.own, self.all]
+
 
 class Plan:
-    """How arrays of some shapes go through a window, for one rank."""
+    """How arrays of some shapes go through a window, for one rank.
+
+    Attributes
+    ----------
+    shapes : list of tuple of int
+    dtype : numpy.dtype
+    chunks : list of Chunk
+    cut : list of int
+        The arrays that are cut somewhere, which takes contiguous ones.
+    """
 
     def __init__(self, line: Line, dtype: np.dtype[Any], chunks: list[Chunk]) -> None:
         self.shapes = line.shapes
         self.dtype = dtype
         self.chunks = chunks
+        self.cut = sorted({i for chunk in chunks for s in chunk.stretches() for i in s.cut()})
 
 
 class NodeWindow:
@@ -109,7 +123,16 @@ class NodeWindow:
         return Plan(line, dtype, chunks)
 
     def sum(self, plan: Plan, arrays: Sequence[Array], steps: Steps) -> None:
-        """Replace contiguous arrays by the sum over the node's ranks, in place. Collective."""
+        """Replace arrays by the sum over the node's ranks, in place. Collective."""
+        strided = [i for i in plan.cut if not arrays[i].flags.c_contiguous]
+        flat = list(arrays)
+        for i in strided:
+            flat[i] = arrays[i].copy(order='C')
+        self._sum(plan, flat, steps)
+        for i in strided:
+            arrays[i][...] = flat[i]
+
+    def _sum(self, plan: Plan, arrays: list[Array], steps: Steps) -> None:
         inputs = [self._halves(plan.dtype, rank, 0) for rank in range(self._size)]
         results = self._halves(plan.dtype, 0, HALVES)
         last = len(plan.chunks) - 1
@@ -180,8 +203,10 @@ class NodeWindow:
 
 def _own_part(views: list[Array], total: Array, steps: Steps) -> Array:
     """Return this rank's share as one flat array: where it is, if it lies in one array."""
-    if len(views) == 1 and views[0].dtype == total.dtype and not steps.changes_input():
-        return views[0].reshape(-1)
+    view = views[0]
+    in_place = view.dtype == total.dtype and view.flags.c_contiguous and not steps.changes_input()
+    if len(views) == 1 and in_place:
+        return view.reshape(-1)
     part = concatenate(views, np.empty_like(total))
     steps.before(part)
     return part

@@ -123,9 +123,10 @@ class ObjectMessages(Endpoint):
 
     def send_obj(self, obj: Any, dest: SupportsIndex, tag: int = 0) -> None:
         """Send an object to one rank, which receives it by ``recv_obj``."""
-        dest = self._rank('send_obj', 'dest', dest)
+        self._check_open('send_obj')
+        dest, tag = self._rank('send_obj', 'dest', dest), self._tag('send_obj', tag)
         point_to_point.send(
-            self._channels.mail, [pickles.dumps(obj)], point_to_point.BARE, dest, int(tag)
+            self._channels.mail, [pickles.dumps(obj)], point_to_point.BARE, dest, tag
         )
 
     def recv_obj(self, source: SupportsIndex, status: Any = None, tag: int = ANY_TAG) -> Any:
@@ -140,11 +141,12 @@ class ObjectMessages(Endpoint):
         tag : int
             Default: any tag.
         """
+        self._check_open('recv_obj')
         if source != self._channels.mail.any_source:
             source = self._rank('recv_obj', 'source', source)
-        return pickles.loads(
-            point_to_point.recv(self._channels.mail, int(source), int(tag), status)
-        )
+        if tag != ANY_TAG:
+            tag = self._tag('recv_obj', tag)
+        return pickles.loads(point_to_point.recv(self._channels.mail, int(source), tag, status))
 
     def _pickled_row(self, objs: Sequence[Any] | None, call: str) -> list[Array]:
         if objs is None:

@@ -19,7 +19,7 @@ import numpy as np
 from mnx.arrays import Array, reduction
 from mnx.packing import Bucket, plan
 
-Kind = tuple[tuple[int, ...], np.dtype[Any], tuple[int, ...]]  # shape, dtype, strides
+Kind = tuple[tuple[int, ...], np.dtype[Any]]  # shape and dtype of an array
 
 
 class Layout:
@@ -28,34 +28,34 @@ class Layout:
     Attributes
     ----------
     names : list of str
-    kinds : list of (shape, dtype, strides)
+    kinds : list of (shape, dtype)
+    types : set of type
+        NumPy's arrays, CuPy's, or both.
     digest : int
         Equal on ranks with equal layouts.
     nbytes : int
         Of all arrays together.
-    strided : list of int
-        Positions of the arrays that are not contiguous; these alone may differ between ranks.
     """
 
     def __init__(self, names: Sequence[str], arrays: Sequence[Array]) -> None:
         self.names = list(names)
         self.kinds = kinds(arrays)
-        described = [(n, s, d.str) for n, (s, d, _) in zip(self.names, self.kinds, strict=True)]
+        self.types = set(map(type, arrays))
+        described = [(n, s, d.str) for n, (s, d) in zip(self.names, self.kinds, strict=True)]
         self.digest = zlib.crc32(repr(described).encode())
         self.nbytes = sum(x.nbytes for x in arrays)
-        self.strided = [i for i, x in enumerate(arrays) if not x.flags.c_contiguous]
         self._plans: dict[tuple[np.dtype[Any] | None, float], list[Bucket]] = {}
 
     def describe(self) -> list[str]:
         """Return one line for each array."""
-        return [f'{n} {d}{s}' for n, (s, d, _) in zip(self.names, self.kinds, strict=True)]
+        return [f'{n} {d}{s}' for n, (s, d) in zip(self.names, self.kinds, strict=True)]
 
     def sum_plan(self, grad_dtype: np.dtype[Any] | None, pack_below: float) -> list[Bucket]:
         """Return the buckets for a sum, in the dtypes that are added up."""
         key = grad_dtype, pack_below
         if key not in self._plans:
-            wires = [reduction(grad_dtype or dtype, 'sum').wire for _, dtype, _ in self.kinds]
-            self._plans[key] = plan([shape for shape, _, _ in self.kinds], wires, pack_below)
+            wires = [reduction(grad_dtype or dtype, 'sum').wire for _, dtype in self.kinds]
+            self._plans[key] = plan([shape for shape, _ in self.kinds], wires, pack_below)
         return self._plans[key]
 
     def copy_plan(self, pack_below: float) -> list[Bucket]:
@@ -65,8 +65,8 @@ class Layout:
 
 
 def kinds(arrays: Sequence[Array]) -> list[Kind]:
-    """Return shape, dtype and strides of each array."""
-    return list(map(operator.attrgetter('shape', 'dtype', 'strides'), arrays))
+    """Return shape and dtype of each array."""
+    return list(map(operator.attrgetter('shape', 'dtype'), arrays))
 
 
 class ParameterTable:
@@ -106,14 +106,17 @@ class ParameterTable:
         With `zero_fill`, initialised parameters without a gradient get zeros.
         """
         names, grads = self.names, self._gradients()
-        if type(None) in set(map(type, grads)):
+        types = set(map(type, grads))
+        if type(None) in types:
             if zero_fill:
                 _fill_missing(self.parameters())
                 grads = self._gradients()
             present = [grad is not None for grad in grads]
             names = list(itertools.compress(names, present))
             grads = list(itertools.compress(grads, present))
-        if self._layout.names != names or self._layout.kinds != kinds(grads):
+            types = set(map(type, grads))
+        known = self._layout
+        if known.types != types or known.names != names or known.kinds != kinds(grads):
             self._layout = Layout(names, grads)
         return self._layout, grads
 

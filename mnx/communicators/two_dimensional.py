@@ -23,7 +23,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from mnx.arrays import Array, on_gpu
+import numpy as np
+
+from mnx.arrays import Array
 from mnx.communicators.base import Communicator
 from mnx.communicators.model_messages import Scaling
 from mnx.communicators.node_window import NodeWindow, Plan
@@ -31,7 +33,7 @@ from mnx.communicators.parameters import Layout
 from mnx.transports.base import Transport
 
 WINDOW_FROM = 32 * 1024
-CHUNK_IN_NODE = 256 * 1024
+CHUNK_IN_NODE = 1024 * 1024
 CHUNK_ACROSS_NODES = 4 * 1024 * 1024
 
 
@@ -64,18 +66,13 @@ class TwoDimensionalCommunicator(Communicator):
 
     def mean_arrays(self, arrays: Sequence[Array], layout: Layout, scaling: Scaling) -> None:
         """Replace arrays by their mean over all ranks, in place. Collective."""
-        if layout.nbytes < WINDOW_FROM or self.size == 1 or any(map(on_gpu, arrays)):
+        on_cpu = layout.types == {np.ndarray}
+        if layout.nbytes < WINDOW_FROM or self.size == 1 or not on_cpu:
             super().mean_arrays(arrays, layout, scaling)
             return
-        flat = list(arrays)
-        for i in layout.strided:
-            flat[i] = arrays[i].copy(order='C')
         steps = AcrossNodes(scaling, self.groups.inter if self.inter_size > 1 else None)
         for members, plan in self._window_plans(layout):
-            one_dtype = len(members) == len(flat)
-            self._window.sum(plan, flat if one_dtype else [flat[i] for i in members], steps)
-        for i in layout.strided:
-            arrays[i][...] = flat[i]
+            self._window.sum(plan, [arrays[i] for i in members], steps)
 
     def owners(self) -> int:
         """Return how many ranks of each node sum a share."""

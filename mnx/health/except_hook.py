@@ -5,9 +5,10 @@
     3. the first to fail    prints every error once, its own last, and aborts the job;
        the others           wait for that, and step in if it does not come
 
-Healthy ranks sit in a collective meanwhile and notice nothing. `MNX_EXCEPT_HOOK=0` turns this
-off. Not covered: threads other than the main one, signals, and processes that the user forks or
-spawns, which all behave as plain Python.
+Healthy ranks sit in a collective meanwhile and notice nothing. Before the first communicator
+there are no messages: then rank 0 goes first, and the others GRACE later. `MNX_EXCEPT_HOOK=0`
+turns this off. Not covered: threads other than the main one, signals, and processes that the user
+forks or spawns, which all behave as plain Python.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NoReturn, TextIO
 
 from mnx.health import uncaught
@@ -64,7 +66,7 @@ def _failed(error: BaseException) -> None:
         return
     if not emergency.is_usable():
         return
-    channel = emergency.current() or emergency.bare_mpi()
+    channel = emergency.current() or emergency.bare_mpi() or emergency.bare_launcher(os.environ)
     if channel is not None and channel.size > 1:
         _end_job(channel, error)
 
@@ -76,7 +78,7 @@ def _end_job(channel: EmergencyChannel, error: BaseException) -> None:
     with contextlib.suppress(Exception):
         faulthandler.dump_traceback_later(GRACE + PATIENCE + 1.0, exit=True)
     try:
-        failures = _compare_notes(channel, own)
+        failures = (_compare_notes if channel.carries_notices else _go_in_turn)(channel, own)
     except Exception:  # MPI may be what failed: the own traceback must come out
         failures = [own]
     if all_leave_silently(failures, channel.size):
@@ -146,7 +148,7 @@ def _compare_notes(channel: EmergencyChannel, own: Failure) -> list[Failure]:
     """Return all failures that become known in time, the own one among them."""
     known = [Failure.decode(notice) for notice in channel.poll()]
     # Clocks of hosts differ; but a failure that is already known here was surely earlier.
-    own = Failure(**{**vars(own), 'stamp': stamp_after(own.stamp, known)})
+    own = replace(own, stamp=stamp_after(own.stamp, known))
     channel.notify(own.encode())
     known.append(own)
     start = time.monotonic()
@@ -168,6 +170,15 @@ def _unless_first(
             channel.poll()  # moves this rank's own notices on
             time.sleep(0.002)
     return known
+
+
+def _go_in_turn(channel: EmergencyChannel, own: Failure) -> list[Failure]:
+    """Return the own failure alone; if all ranks fail, rank 0 has ended the job before others."""
+    if channel.rank > 0:
+        time.sleep(GRACE)
+    if own.is_silent_exit:  # all may leave so, as for a wrong option, and have said why
+        return [replace(own, text=f'{own.error.strip()} at {own.place}')]
+    return [own]
 
 
 def _print(text: str) -> None:

@@ -14,6 +14,7 @@ exchange words: what each one called, from which line, and what it failed of.
 
 from __future__ import annotations
 
+import os
 import sys
 import zlib
 from collections.abc import Callable
@@ -27,7 +28,8 @@ from mnx.errors import MismatchError, MnxError, RemoteError
 from mnx.transports import pickles
 from mnx.transports.base import Transport
 
-_PACKAGE = str(Path(__file__).resolve().parent.parent)
+_PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
+_SHARED = '__mnx_shared__'  # the meetings that have told all ranks of an error
 
 
 @dataclass
@@ -87,15 +89,22 @@ class Meeting:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None and (not isinstance(error, Exception) or is_shared(error)):
+        if error is not None and (not isinstance(error, Exception) or self._is_shared(error)):
             return  # SystemExit, KeyboardInterrupt; or a meeting inside this one told all ranks
         if self._all_equal(failed=error is not None):
             return
         reports = pickles.all_gather(self._meetings.control, self._report(error))
         shared = error or verdict(reports)
-        shared.__mnx_shared__ = True  # type: ignore[attr-defined]
+        shared.__dict__.setdefault(_SHARED, []).append((self._meetings, self._sequence))
         if error is None:
             raise shared
+
+    def _is_shared(self, error: BaseException) -> bool:
+        """Tell whether all ranks of this communicator heard of the error inside this block."""
+        return any(
+            meetings is self._meetings and sequence > self._sequence
+            for meetings, sequence in error.__dict__.get(_SHARED, ())
+        )
 
     def _all_equal(self, failed: bool) -> bool:
         words, sequence = self._meetings.words, self._sequence
@@ -103,11 +112,12 @@ class Meeting:
         words[:] = failed, sequence, digest, -sequence, -digest
         self._meetings.control.all_reduce(words, 'max')
         any_failed, high, high_digest, low, low_digest = words.tolist()
-        self._meetings.sequence = high  # in step again after an error that some did not get to
+        # in step again after an error that kept some ranks from meetings inside this one
+        self._meetings.sequence = max(high, self._meetings.sequence)
         return not any_failed and high == -low and high_digest == -low_digest
 
     def _report(self, error: Exception | None) -> Report:
-        own = type(error) if isinstance(error, MnxError) else None
+        own = public_class(error)
         text = None if error is None else str(error) if own else f'{type(error).__name__}: {error}'
         meetings = self._meetings
         return Report(
@@ -121,9 +131,12 @@ class Meeting:
         )
 
 
-def is_shared(error: BaseException) -> bool:
-    """Tell whether all ranks know of the error already and raise one, too."""
-    return getattr(error, '__mnx_shared__', False)
+def public_class(error: BaseException | None) -> type[MnxError] | None:
+    """Return the class by which other ranks can raise the error: mnx's own, or none."""
+    for cls in type(error).__mro__:
+        if issubclass(cls, MnxError) and cls.__module__.startswith('mnx.'):
+            return cls
+    return None
 
 
 def verdict(reports: list[Report]) -> MnxError:

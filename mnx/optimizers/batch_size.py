@@ -11,10 +11,10 @@ from mnx.arrays import is_array
 
 
 def batch_size(args: tuple[Any, ...], kwds: Mapping[str, Any]) -> int | None:
-    """Return the length of the first axis of the first array among the arguments.
+    """Return the number of samples among the arguments, told by the first that tells.
 
-    Looks into tuples, lists and dicts. A list or tuple without any array in it (such as a batch
-    of strings) counts by its length.
+    An array counts by the length of its first axis. So does a list: Chainer hands over a batch of
+    sequences as a list of arrays. Tuples and dicts are looked into.
 
     Returns
     -------
@@ -24,23 +24,24 @@ def batch_size(args: tuple[Any, ...], kwds: Mapping[str, Any]) -> int | None:
     >>> import numpy as np
     >>> batch_size((np.zeros((7, 3)), np.zeros(7)), {})
     7
-    >>> batch_size((), {'x': [np.zeros((5, 2))]})
-    5
+    >>> batch_size((), {'x': [np.zeros(5), np.zeros(3)]})
+    2
     >>> batch_size(('text', 3), {}) is None
     True
     """
-    values = [*args, *kwds.values()]
-    sizes = (len(x) for value in values for x in _arrays(value))
-    lists = (len(value) for value in values if isinstance(value, (list, tuple)))
-    return next(sizes, next(lists, None))
+    return next(_sizes((*args, *kwds.values())), None)
 
 
-def _arrays(value: Any) -> Iterator[Any]:
-    """Yield the arrays of at least one axis in `value`, in order."""
+def _sizes(value: Any) -> Iterator[int]:
+    """Yield the numbers of samples that the parts of `value` tell, in order."""
     if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
+        value = tuple(value.values())
+    if isinstance(value, tuple):
         for item in value:
-            yield from _arrays(item)
-    elif (is_array(value) or isinstance(value, chainer.Variable)) and value.ndim > 0:
-        yield value
+            yield from _sizes(item)
+    elif isinstance(value, list) or _is_batch(value):
+        yield len(value)
+
+
+def _is_batch(value: Any) -> bool:
+    return (is_array(value) or isinstance(value, chainer.Variable)) and value.ndim > 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import chainer
@@ -21,7 +22,12 @@ from mnx.errors import ArgumentError
 from mnx.gradients.exchange import GradientExchange
 from mnx.optimizers.batch_size import batch_size
 from mnx.optimizers.link_state import LinkState
-from mnx.optimizers.replicate import is_replicated, replicate, replicate_parameters
+from mnx.optimizers.replicate import (
+    InitializeOnce,
+    is_replicated,
+    replicate,
+    replicate_parameters,
+)
 
 
 class MultiNodeOptimizer:
@@ -39,7 +45,7 @@ class MultiNodeOptimizer:
     """
 
     _OWN = frozenset(
-        {'actual_optimizer', 'communicator', 'weight', '_exchange', '_lazy', '_loaded'}
+        {'actual_optimizer', 'communicator', 'weight', '_exchange', '_lazy', '_compared'}
     )
 
     def __init__(
@@ -54,7 +60,7 @@ class MultiNodeOptimizer:
         self.weight = weight
         self._exchange = exchange
         self._lazy: set[str] = set()
-        self._loaded = False
+        self._compared = False
         if actual_optimizer.target is not None:
             self._replicate()
 
@@ -72,7 +78,6 @@ class MultiNodeOptimizer:
         self,
         lossfun: Callable[..., chainer.Variable] | None = None,
         *args: Any,
-        weight: float | None = None,
         **kwds: Any,
     ) -> None:
         """Update the parameters by the mean gradient over the global batch.
@@ -88,6 +93,7 @@ class MultiNodeOptimizer:
             This rank's share in the mean. Default: the number of samples in `args`, so that
             unequal local batches give the gradient of the mean over all their samples; equal
             shares if `args` do not tell, or without `lossfun`. Given by all ranks or by none.
+            A `weight` that is not a number is an argument of `lossfun`.
 
         Raises
         ------
@@ -103,23 +109,22 @@ class MultiNodeOptimizer:
         those of the first rank that has them and run the forward pass again; what the first
         run changed in the links is taken back.
         """
-        if self._loaded:
-            self._replicate_what_was_loaded()
+        weight = kwds.pop('weight') if isinstance(kwds.get('weight'), Real) else None
         if lossfun is None:
-            self._check_late_parameters()
+            self._check_given_gradients()
         else:
             weight = self._backward(lossfun, args, kwds, weight)
-        self._exchange(self.target, weight, self._hyperparameters())
+        self._exchange(self.target, weight, self._facts())
         self.actual_optimizer.update(None)
 
     def serialize(self, serializer: Serializer) -> None:
         """Save or load the actual optimizer's state.
 
-        After loading, the next `update` first compares the ranks and, if parameters or state
-        differ, makes all equal to rank 0; so all ranks must load.
+        After `setup` and after loading, the next `update` compares the ranks and, if parameters
+        or state differ, makes all equal to rank 0; so all ranks must load.
         """
         self.actual_optimizer.serialize(serializer)
-        self._loaded = self._loaded or isinstance(serializer, Deserializer)
+        self._compared = self._compared and not isinstance(serializer, Deserializer)
 
     def _backward(
         self,
@@ -144,7 +149,7 @@ class MultiNodeOptimizer:
         args: tuple[Any, ...],
         kwds: dict[str, Any],
     ) -> chainer.Variable:
-        self._replicate_late_parameters()
+        self._replicate_what_differs()
         state = LinkState(self.target) if self._lazy else None
         loss = lossfun(*args, **kwds)
         if state is not None and self._replicate_late_parameters():
@@ -154,14 +159,29 @@ class MultiNodeOptimizer:
 
     def _replicate(self) -> None:
         replicate(self.actual_optimizer, self.communicator)
-        self._lazy = _uninitialized(self.target)
+        self._note_lazy_parameters()
+        self._compared = False  # values may be loaded into one rank's model before the first update
 
-    def _replicate_what_was_loaded(self) -> None:
-        """Replicate unless all ranks loaded the same; their running statistics may differ."""
-        self._loaded = False
-        if not is_replicated(self.actual_optimizer, self.communicator):
-            self._replicate()
+    def _replicate_what_differs(self) -> bool:
+        """Make the ranks equal, if need be; tell if a parameter may have changed on any of them.
+
+        After `setup` and after loading, all parameters and the state are compared; running
+        statistics may differ. Later on only parameters that are still uninitialised matter.
+        """
+        if self._compared:
+            return self._replicate_late_parameters()
+        self._compared = True
+        equal = is_replicated(self.actual_optimizer, self.communicator)
+        if not equal:
+            replicate(self.actual_optimizer, self.communicator)
+        self._note_lazy_parameters()
+        return not equal
+
+    def _note_lazy_parameters(self) -> None:
         self._lazy = _uninitialized(self.target)
+        for name, param in self.target.namedparams():
+            if name in self._lazy:
+                param.initialize = InitializeOnce(param)
 
     def _replicate_late_parameters(self) -> bool:
         """Replicate parameters that were initialised since the last time; tell if any changed.
@@ -174,21 +194,27 @@ class MultiNodeOptimizer:
         self._lazy = _uninitialized(self.target)
         return changed
 
-    def _check_late_parameters(self) -> None:
-        """As `_replicate_late_parameters`, but the gradients already belong to the values."""
-        before = _values(self.target, self._lazy)
-        if self._replicate_late_parameters():
-            kept = all(_values(self.target, {name})[name] == v for name, v in before.items())
+    def _check_given_gradients(self) -> None:
+        """Make the ranks equal; but gradients that were given belong to the values before."""
+        if self._compared and not self._lazy:
+            return
+        before = _values(self.target)
+        if self._replicate_what_differs():
+            after = _values(self.target)
+            kept = all(after[name] == value for name, value in before.items())
             if not self.communicator.agree(kept):
                 raise ArgumentError(
-                    'update: parameters that were initialised after setup() differed between the '
-                    'ranks when the gradients were computed. Call update(lossfun, ...) instead, '
-                    'or initialise the model before setup(), or seed all ranks alike.'
+                    'update: the parameters differed between the ranks when the gradients were '
+                    'computed. Initialise or load the model before setup(), or on all ranks '
+                    'alike, or call update(lossfun, ...).'
                 )
 
-    def _hyperparameters(self) -> str:
-        hyperparam = getattr(self.actual_optimizer, 'hyperparam', None)
-        return '' if hyperparam is None else repr(hyperparam)
+    def _facts(self) -> str:
+        """Return what must be equal on all ranks besides the gradients."""
+        actual = self.actual_optimizer
+        hyperparam, hooks = getattr(actual, 'hyperparam', ''), actual._hookable
+        names = [*hooks._pre_update_hooks, *hooks._post_update_hooks]
+        return f'{hyperparam} t={actual.t} loss_scale={actual._loss_scale} hooks={names}'
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__') or name in self._OWN:
@@ -251,10 +277,9 @@ def _uninitialized(model: chainer.Link) -> set[str]:
     return {name for name, param in model.namedparams() if param.array is None}
 
 
-def _values(model: chainer.Link, names: set[str]) -> dict[str, int]:
-    """Return a checksum of each initialised parameter in `names`."""
+def _values(model: chainer.Link) -> dict[str, int]:
+    """Return a checksum of each initialised parameter."""
     return {
         name: zlib.crc32(cuda.to_cpu(param.array).tobytes())
-        for name, param in model.namedparams()
-        if name in names and param.array is not None
+        for name, param in model.namedparams(include_uninit=False)
     }

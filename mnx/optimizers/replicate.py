@@ -72,6 +72,23 @@ def replicate_parameters(model: chainer.Link, comm: Communicator) -> bool:
     return comm.size > 1 and any(owner is not None for owner in owners.values())
 
 
+class InitializeOnce:
+    """Stands for ``param.initialize``: does nothing if the parameter has that shape already.
+
+    A lazily sized BatchNormalization initialises its parameters whenever it finds itself without
+    running statistics. On a rank that got the parameters from another one, or is sent through the
+    forward pass again, that would throw their values away.
+    """
+
+    def __init__(self, param: chainer.Parameter) -> None:
+        self._param = param
+
+    def __call__(self, shape: tuple[int, ...]) -> None:
+        """Initialise the parameter, unless it has this shape."""
+        if self._param.array is None or self._param.shape != tuple(shape):
+            chainer.Parameter.initialize(self._param, shape)
+
+
 def _layout(param: chainer.Parameter) -> Layout | None:
     return None if param.array is None else (param.shape, param.dtype.str)
 
@@ -134,6 +151,9 @@ def _replicate_state(optimizer: chainer.Optimizer, comm: Communicator) -> None:
     state = _state(optimizer) if comm.rank == 0 else None
     received = comm.bcast_obj(state)
     if comm.rank != 0:
+        for param in optimizer.target.params():
+            if param.update_rule is not None:
+                param.update_rule._state = None  # what rank 0 lacks must not stay
         optimizer.serialize(NpzDeserializer(received, strict=False))
 
 

@@ -2,13 +2,25 @@
 
 A channel carries short notices between failing ranks and can end the job. The MPI transport
 registers one when it starts up; the except hook asks for it. Nothing here imports MPI.
+
+    the rank has            its way out                                  and the other failures
+    a communicator          the channel that was registered              are known by notices
+    MPI, started by others  `AbortOnly`: MPI_Abort                       are not known
+    no MPI yet              `LauncherOnly`: a word to Hydra              are not known
+    no MPI, no Hydra        none: it exits, by which Open MPI's launcher ends the job itself
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import stat
 import sys
+import time
+from collections.abc import Mapping
 from typing import Any, Protocol
+
+from mnx.transports.launch import Launch, detect
 
 
 class EmergencyChannel(Protocol):
@@ -22,6 +34,10 @@ class EmergencyChannel(Protocol):
     def size(self) -> int:
         """Number of ranks of the job."""
 
+    @property
+    def carries_notices(self) -> bool:
+        """Whether failing ranks learn of one another; else `notify` and `poll` do nothing."""
+
     def notify(self, notice: bytes) -> None:
         """Start sending `notice` to every other rank; return at once."""
 
@@ -32,23 +48,56 @@ class EmergencyChannel(Protocol):
         """End all processes of the job with exit status `code`."""
 
 
-class AbortOnly:
-    """A channel without notices: the user started MPI, and no mnx communicator exists yet."""
+class _Mute:
+    """What channels without notices share."""
 
-    def __init__(self, mpi: Any) -> None:
-        self._world = mpi.COMM_WORLD
-        self.rank, self.size = int(self._world.rank), int(self._world.size)
+    carries_notices = False
 
     def notify(self, notice: bytes) -> None:
-        """Do nothing: a message on the user's own communicator could be taken for theirs."""
+        """Do nothing."""
 
     def poll(self) -> list[bytes]:
         """Return no notice."""
         return []
 
+
+class AbortOnly(_Mute):
+    """A channel without notices: the user started MPI, and no mnx communicator exists yet.
+
+    A message on the user's own communicator could be taken for theirs.
+    """
+
+    def __init__(self, mpi: Any) -> None:
+        self._world = mpi.COMM_WORLD
+        self.rank, self.size = int(self._world.rank), int(self._world.size)
+
     def abort(self, code: int) -> None:
         """End the job by MPI_Abort."""
         self._world.Abort(code)
+
+
+class LauncherOnly(_Mute):
+    """A channel without MPI: over the socket by which Hydra and its ranks speak PMI-1.
+
+    Hydra takes a rank that leaves before MPI_Init for one that needs no MPI, and does not end the
+    others, who wait for it there. Starting MPI only to abort would itself wait, for ranks that
+    may never come; and mpi4py may be what is missing.
+
+    References: P. Balaji et al., PMI: A scalable parallel process-management interface for
+    extreme-scale systems, EuroMPI 2010. Tried with MPICH 5.0 and Intel MPI 2021.19.
+    """
+
+    def __init__(self, launch: Launch, pmi: int) -> None:
+        self.rank, self.size = launch.rank, launch.size
+        self._pmi = pmi
+
+    def abort(self, code: int) -> None:
+        """End the job: ask the launcher, or else die in a way that MPICH's takes for a crash."""
+        try:
+            os.write(self._pmi, b'cmd=abort exitcode=%d\n' % code)
+            time.sleep(0.5)
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 _registered: EmergencyChannel | None = None
@@ -76,6 +125,31 @@ def bare_mpi() -> AbortOnly | None:
     if mpi is None or not mpi.Is_initialized() or mpi.COMM_WORLD.size == 1:
         return None
     return AbortOnly(mpi)
+
+
+def bare_launcher(environ: Mapping[str, str]) -> LauncherOnly | None:
+    """Return a channel that can only abort, if Hydra itself started this process as a rank.
+
+    A program that a rank runs inherits the variables but, unless by os.system, not the socket.
+    """
+    launch, pmi = detect(environ), _pmi_socket(environ)
+    if launch is None or launch.size == 1 or pmi is None:
+        return None
+    return LauncherOnly(launch, pmi) if launch.launcher in _HYDRAS else None
+
+
+_HYDRAS = ('MPICH (Hydra)', 'Intel MPI')  # srun's PMI_FD may speak PMI-2
+
+
+def _pmi_socket(environ: Mapping[str, str]) -> int | None:
+    try:
+        number = int(environ['PMI_FD'])
+        # Where the socket was closed, its number may be another file's; Python's own are not
+        # inheritable (PEP 446), what came from the launcher is.
+        is_it = stat.S_ISSOCK(os.fstat(number).st_mode) and os.get_inheritable(number)
+    except (KeyError, ValueError, OSError):
+        return None
+    return number if is_it else None
 
 
 def is_usable() -> bool:

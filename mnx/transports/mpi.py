@@ -9,6 +9,7 @@ References: MPI 4.1, chapters 3 (point-to-point), 6 (collectives) and 7 (groups)
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -108,12 +109,14 @@ class MpiTransport(Transport):
             self._comm.Recv(piece, source, tag)
 
     def recv_message(self, source: int, tag: int, status: MPI.Status | None = None) -> Message:
-        if source == self.rank:
-            return self._own_mail.take(tag)
-        if source == self.any_source and (own := self._own_mail.find(tag)):
-            return own
         mpi = self._mpi
         status = status or mpi.Status()
+        own = self._own_mail.take(tag) if source == self.rank else None
+        if own is None and source == self.any_source:
+            own = self._own_mail.find(tag)
+        if own is not None:
+            status.source, status.tag = own.source, own.tag
+            return own
         message = self._comm.Mprobe(source, mpi.ANY_TAG if tag == ANY_TAG else tag, status)
         buffer = np.empty(status.Get_count(mpi.BYTE), np.uint8)
         message.Recv(buffer, status)
@@ -156,7 +159,7 @@ class MpiTransport(Transport):
         for root, (stop, count) in enumerate(zip(stops, counts, strict=True)):
             for piece, target in zip(
                 pieces(sent[stop - count : stop]),
-                pieces(received) if self.rank == root else [None] * count,
+                pieces(received) if self.rank == root else itertools.repeat(None),
                 strict=False,
             ):
                 self._comm.Reduce(piece, target, self._ops[op], root)

@@ -24,6 +24,8 @@ class MpiEmergency:
         All ranks of the job. Collective: it is duplicated.
     """
 
+    carries_notices = True
+
     def __init__(self, comm: MPI.Intracomm = MPI.COMM_WORLD) -> None:
         self._comm = comm.Dup()
         self.rank, self.size = self._comm.rank, self._comm.size

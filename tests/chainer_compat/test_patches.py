@@ -215,6 +215,13 @@ def gradient_of_weight_alone(module, folder):
     np.testing.assert_array_equal(weight.grad, np.full((1, 1, 3, 3), 4))
 
 
+@case('chainer.functions.loss.softmax_cross_entropy', 'number of gradients')
+def gradient_of_an_empty_batch(module, folder):
+    x = chainer.Variable(np.empty((0, 3), dtype=np.float32))
+    module.softmax_cross_entropy(x, np.empty(0, dtype=np.int32)).backward()
+    assert x.grad.shape == (0, 3)
+
+
 # --- tests ---------------------------------------------------------------------------------------
 
 by_module = pytest.mark.parametrize('patch', PATCHES, ids=lambda patch: patch.module)

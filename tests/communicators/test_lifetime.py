@@ -14,7 +14,7 @@ from mnx.communicators import Communicator
 from mnx.communicators.choice import choose
 from mnx.communicators.factory import COMMUNICATORS
 from mnx.communicators.local import LocalCommunicator
-from mnx.errors import ArgumentError, ClosedError, MnxError
+from mnx.errors import ArgumentError, ClosedError, MismatchError, MnxError, RemoteError
 from mnx.topology import Topology
 
 
@@ -134,6 +134,44 @@ def test_a_split_in_use_on_one_rank_is_not_freed(comm: Communicator) -> None:
     del group, kept
     gc.collect()
     comm.split(0, comm.rank)
+
+
+BAD_SPLITS = [(-1, 0), (2**31, 0), (0, 2**31), (0.5, 0), (0, 'a')]
+
+
+@pytest.mark.parametrize(('color', 'key'), BAD_SPLITS)
+def test_bad_colors_and_keys(comm: Communicator, color: object, key: object) -> None:
+    """On the last rank only; all raise."""
+    odd = comm.rank == comm.size - 1
+    with pytest.raises((ArgumentError, TypeError, RemoteError)):
+        comm.split(color if odd else 0, key if odd else 0)
+    assert comm.split(np.int64(0), np.int32(1)).size == comm.size
+
+
+@pytest.mark.needs_ranks(2)
+@pytest.mark.parametrize('wrong', [{'communicator_name': 'x'}, {'allreduce_grad_dtype': 'i4'}])
+def test_a_wrong_argument_on_one_rank(comm: Communicator, wrong: dict[str, str]) -> None:
+    with pytest.raises(ArgumentError):
+        mnx.create_communicator(**(wrong if comm.rank == 1 else {}))
+    with pytest.raises(MismatchError, match='flat'):
+        mnx.create_communicator('flat' if comm.rank == 1 else 'naive')
+
+
+def test_finalize_frees_what_was_split(comm: Communicator) -> None:
+    for _ in range(1200):  # each holds seven communicators of MPI with its window and split
+        with mnx.create_communicator('naive') as made:
+            part = made.split(0, made.rank)
+    with pytest.raises(ClosedError, match='finalized'):
+        part.barrier()
+
+
+@pytest.mark.parametrize('call', ['send', 'recv', 'send_obj', 'recv_obj'])
+def test_messages_after_finalize(comm: Communicator, call: str) -> None:
+    part = comm.split(0, comm.rank)
+    part.finalize()
+    args = {'send': (np.ones(1), 0), 'recv': (0,), 'send_obj': (1, 0), 'recv_obj': (0,)}[call]
+    with pytest.raises(ClosedError, match=call):
+        getattr(part, call)(*args)
 
 
 def test_after_finalize(any_comm: Communicator) -> None:

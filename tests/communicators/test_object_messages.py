@@ -97,6 +97,16 @@ def test_send_recv_any_tag_and_source(comm: Communicator) -> None:
         np.testing.assert_array_equal(comm.recv(1), np.arange(3))
 
 
+def test_status_of_a_message_to_oneself(comm: Communicator) -> None:
+    mpi = pytest.importorskip('mpi4py.MPI')
+    status = mpi.Status()
+    comm.send_obj('me', comm.rank, tag=5)
+    assert comm.recv_obj(comm.rank, status) == 'me'
+    assert (status.source, status.tag) == (comm.rank, 5)
+    with pytest.raises(ArgumentError, match='tag'):
+        comm.send_obj('me', comm.rank, tag=-5)
+
+
 @pytest.mark.needs_ranks(2)
 def test_objects_in_the_mail_do_not_meet_collectives(comm: Communicator) -> None:
     """A rank that waits for any object must not take a piece of a gather instead."""
@@ -130,6 +140,40 @@ def test_together_may_be_nested(comm: Communicator, inside: bool) -> None:
         with comm.together('inner'):
             comm.allgather_obj(here if here is not None else ranks['rank'])
     comm.barrier()
+
+
+@pytest.mark.needs_ranks(2)
+def test_an_error_of_part_of_the_ranks_reaches_all(comm: Communicator) -> None:
+    """A collective of a split fails inside a block of all ranks; those outside hear of it."""
+    part = comm.split(0 if comm.rank < comm.size - 1 else 1, comm.rank)
+    with pytest.raises(ArgumentError, match='root'), comm.together('outer'):  # noqa: PT012
+        if comm.rank < comm.size - 1:
+            part.bcast(np.ones(1), root=99)
+    comm.barrier()
+
+
+@pytest.mark.needs_ranks(2)
+def test_an_error_that_was_shared_before(comm: Communicator) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        comm.bcast(np.ones(1), root=99)
+    with pytest.raises(ArgumentError, match='root'), comm.together('later'):  # noqa: PT012
+        if comm.rank == 1:
+            raise caught.value
+    comm.barrier()
+
+
+@pytest.mark.needs_ranks(2)
+def test_an_error_class_that_others_cannot_know(comm: Communicator) -> None:
+    class LocalError(ArgumentError):
+        def __init__(self, one: int, two: int) -> None:
+            super().__init__(f'{one} and {two}')
+
+    def fail() -> None:
+        if comm.rank == 1:
+            raise LocalError(1, 2)
+
+    with pytest.raises(ArgumentError, match='1 and 2'), comm.together('call'):
+        fail()
 
 
 def test_together_passes_on_a_foreign_error(comm: Communicator) -> None:

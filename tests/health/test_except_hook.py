@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from mnx.transports import emergency
 from mnx.transports.launch import detect
-from tests.launching import clean_environment, mpiexec, on_first_rank
+from tests.launching import clean_environment, find_mpiexec, mpiexec, on_first_rank
 
 _suite = detect(os.environ)
 
@@ -49,14 +52,19 @@ class Job:
     seconds: float  # from the first failure until mpiexec has returned
 
 
-def run(folder: Path, program: str, n: int = 2, **env: str) -> Job:
-    result = mpiexec(n, START + program, folder, timeout=60, env=env)
+def run(folder: Path, program: str, n: int = 2, *, start: str = START, **env: str) -> Job:
+    result = mpiexec(n, start + program, folder, timeout=60, env=env)
     end = time.time()
     failed = [float(path.read_text()) for path in folder.glob('failed*')]
     seconds = end - min(failed) if failed else 0.0
     print(f'ended {seconds:.2f} s after the failure, exit status {result.returncode}')
     print(result.stdout[-3000:])
     return Job(result.returncode, result.stdout, seconds)
+
+
+def _is_hydra() -> bool:
+    """Return whether the launcher is one that mnx must tell, as Open MPI's need not be told."""
+    return b'Open MPI' not in subprocess.check_output([find_mpiexec(), '--version'])
 
 
 def assert_ended_in_time(job: Job) -> None:
@@ -270,6 +278,139 @@ MPI.COMM_WORLD.Barrier()
     assert 'rank 1 of 2 on ' in result.stdout
 
 
+BEFORE = """
+import os, pathlib, sys, time
+import mnx
+from mnx.transports.launch import detect
+rank = detect(os.environ).rank
+folder = pathlib.Path(sys.argv[1])
+
+def about_to_fail():
+    (folder / ('failed' + str(rank))).write_text(str(time.time()))
+
+def be_without_mpi4py():
+    (folder / 'mpi4py').mkdir()
+    (folder / 'mpi4py' / '__init__.py').write_text("raise ImportError('no mpi4py here')")
+    sys.path.insert(0, str(folder))
+
+if rank == 1:
+    {one}
+{others}
+"""
+LATE = 'time.sleep(0.5); about_to_fail(); '  # the others wait by then
+
+BEFORE_COMMUNICATOR = {
+    'exception': ("raise ValueError('boom')", 'ValueError: boom', 1),
+    'exit': ('sys.exit(3)', 'SystemExit: 3', 3),
+    'missing_file': ("open('missing')", 'FileNotFoundError', 1),
+    'no_mpi4py': ('be_without_mpi4py(); mnx.create_communicator()', 'LaunchError: ', 1),
+}
+OTHERS = {'start_mpi': 'mnx.create_communicator()', 'never_start_mpi': 'time.sleep(20)'}
+
+
+@pytest.mark.parametrize('others', OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize(
+    ('failure', 'text', 'code'), BEFORE_COMMUNICATOR.values(), ids=BEFORE_COMMUNICATOR
+)
+@on_first_rank
+def test_one_rank_fails_before_mpi_starts(
+    failure: str, text: str, code: int, others: str, tmp_path: Path
+) -> None:
+    job = run(tmp_path, BEFORE.format(one=LATE + failure, others=others), start='')
+    assert_ended_in_time(job)
+    assert job.code == code
+    if _is_hydra() or 'SystemExit' not in text:  # Open MPI ends the job, by its own report
+        assert job.output.count(text) == 1
+    assert 'rank 1 of 2 on ' in job.output or not _is_hydra()
+
+
+@on_first_rank
+def test_unknown_name_on_one_rank(tmp_path: Path) -> None:
+    program = BEFORE.format(
+        one=LATE + "mnx.create_communicator('unknown')", others='mnx.create_communicator()'
+    )
+    job = run(tmp_path, program, start='')
+    assert job.code != 0
+    assert job.seconds < LIMIT_S + 1  # MPI starts in it
+    assert 'Unrecognized communicator: "unknown"' in job.output
+
+
+@pytest.mark.parametrize(
+    ('failure', 'code'),
+    [("raise ValueError('boom')", 1), ('sys.exit(3)', 3)],
+    ids=['exception', 'exit'],
+)
+@on_first_rank
+def test_all_ranks_fail_before_mpi_starts(failure: str, code: int, tmp_path: Path) -> None:
+    program = BEFORE.format(one='pass', others=f'about_to_fail()\n{failure}')
+    job = run(tmp_path, program, n=4, start='')
+    assert_ended_in_time(job)
+    assert job.code == code
+    if _is_hydra():
+        assert job.output.count('failed, the whole job ends') == 1
+        assert 'rank 0 of 4 on ' in job.output
+
+
+@on_first_rank
+def test_programs_that_a_rank_runs_do_not_end_the_job(tmp_path: Path) -> None:
+    program = """
+import multiprocessing, os, subprocess, sys
+import mnx
+
+if __name__ == '__main__':
+    child = subprocess.run([sys.executable, '-c', 'import mnx; raise ValueError("in a program")'])
+    assert child.returncode == 1
+    process = multiprocessing.get_context('spawn').Process(target=sys.exit, args=(3,))
+    process.start()
+    process.join()
+    assert process.exitcode == 3
+    comm = mnx.create_communicator()
+    os.write(1, b'went on\\n')
+"""
+    job = run(tmp_path, program, start='')
+    assert job.code == 0, job.output
+    assert job.output.count('went on') == 2
+
+
+def test_another_file_is_not_taken_for_the_launcher(tmp_path: Path) -> None:
+    environ = {'PMI_RANK': '1', 'PMI_SIZE': '2'}
+    assert emergency.bare_launcher(environ) is None
+    ours, theirs = socket.socketpair()
+    with ours, theirs, (tmp_path / 'file').open('wb') as file:
+        for opened in (file, ours):  # our socket: a launcher's would be inheritable
+            environ['PMI_FD'] = str(opened.fileno())
+            assert emergency.bare_launcher(environ) is None
+        ours.set_inheritable(True)
+        channel = emergency.bare_launcher(environ)
+        assert channel is not None
+        assert (channel.rank, channel.size) == (1, 2)
+        assert emergency.bare_launcher(environ | {'PMI_SIZE': '1', 'PMI_RANK': '0'}) is None
+    environ['PMI_FD'] = '10000'
+    assert emergency.bare_launcher(environ) is None
+
+
+@on_first_rank
+def test_dies_by_a_signal_where_hydra_does_not_answer() -> None:
+    program = """
+import os, socket
+import mnx
+silent, _ = socket.socketpair()
+silent.set_inheritable(True)
+os.environ.update(PMI_RANK='1', PMI_SIZE='2', PMI_FD=str(silent.fileno()))
+raise ValueError('boom')
+"""
+    result = subprocess.run(
+        [sys.executable, '-c', program],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert result.returncode == -signal.SIGKILL
+    assert result.stderr.count('ValueError: boom') == 1
+
+
 @on_first_rank
 def test_communicator_over_some_ranks_only(tmp_path: Path) -> None:
     program = """
@@ -321,7 +462,7 @@ import mnx
 from mnx.transports import emergency
 
 class Broken:
-    rank, size = 1, 2
+    rank, size, carries_notices = 1, 2, True
     def notify(self, notice): pass
     def poll(self): {poll}
     def abort(self, code): {abort}

@@ -163,6 +163,92 @@ def test_a_forward_pass_before_the_first_update(comm: Communicator) -> None:
     equal_on_all_ranks(comm, model)
 
 
+class LazyNormalization(chainer.Chain):
+    """A batch normalisation that gets its size late, with a random gamma."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with self.init_scope():
+            self.bn = L.BatchNormalization(axis=0, initial_gamma=chainer.initializers.Normal(1))
+            self.out = L.Linear(6, 3)
+
+    def forward(self, x: np.ndarray, t: np.ndarray, normalize: bool = True) -> chainer.Variable:
+        return F.softmax_cross_entropy(self.out(self.bn(x) if normalize else x), t)
+
+
+@pytest.mark.parametrize('late_on', ['all ranks', 'rank 0'])
+def test_lazily_sized_batch_normalization(comm: Communicator, late_on: str) -> None:
+    np.random.seed(comm.rank)
+    model = LazyNormalization()
+    optimizer = wrap(comm, model)
+    for step in range(4):
+        used = step > 1 or late_on == 'all ranks' or comm.rank == 0
+        optimizer.update(model, *sample(comm.rank, seed=step), normalize=used)
+        equal_on_all_ranks(comm, model)
+    assert model.bn.avg_mean.shape == (6,)
+    assert np.abs(model.bn.gamma.array - 1).max() > 0.1  # the random ones, trained
+
+
+def test_an_empty_batch_through_the_usual_loss(comm: Communicator) -> None:
+    """All samples are rank 0's; Chainer's own softmax_cross_entropy fails for the others."""
+    models = [L.Classifier(L.Linear(6, 3, initialW=np.ones((3, 6), 'f4'))) for _ in range(2)]
+    x, t = sample(0)
+    mine = slice(0, 4) if comm.rank == 0 else slice(0, 0)
+    optimizer = wrap(comm, models[0])
+    optimizer.update(models[0], x[mine], t[mine])
+    chainer.optimizers.MomentumSGD(0.1).setup(models[1]).update(models[1], x, t)
+    equal_on_all_ranks(comm, models[0])
+    np.testing.assert_allclose(models[0].predictor.W.array, models[1].predictor.W.array, rtol=1e-6)
+
+
+def test_a_weight_that_is_an_array_belongs_to_the_loss_function(comm: Communicator) -> None:
+    model = L.Linear(6, 3)
+    optimizer = wrap(comm, model)
+    seen = []
+
+    def loss(x: np.ndarray, t: np.ndarray, weight: np.ndarray) -> chainer.Variable:
+        seen.append(weight)
+        return F.softmax_cross_entropy(model(x), t)
+
+    x, t = sample(comm.rank)
+    optimizer.update(loss, x=x, t=t, weight=np.ones(4))
+    assert len(seen) == 1
+
+
+@pytest.mark.needs_ranks(2)
+@pytest.mark.parametrize('what', ['hook', 'loss scale'])
+def test_what_must_be_equal_besides_gradients(comm: Communicator, what: str) -> None:
+    model = L.Linear(6, 3)
+    optimizer = wrap(comm, model)
+    if comm.rank == 1 and what == 'hook':
+        optimizer.add_hook(optimizer_hooks.WeightDecay(0.1))
+    if comm.rank == 1 and what == 'loss scale':
+        optimizer.loss_scaling(scale=4)
+    with pytest.raises(MismatchError, match='WeightDecay' if what == 'hook' else 'loss_scale=4'):
+        optimizer.update(lambda x, t: F.softmax_cross_entropy(model(x), t), *sample(comm.rank))
+
+
+def test_values_loaded_on_one_rank_after_setup(comm: Communicator) -> None:
+    model = L.Classifier(L.Linear(6, 3))
+    optimizer = wrap(comm, model)
+    if comm.rank == 0:
+        model.predictor.W.array[...] = 7
+    optimizer.update(model, *sample(comm.rank))
+    equal_on_all_ranks(comm, model)
+    assert np.abs(model.predictor.W.array - 7).max() < 1
+
+
+def test_state_that_only_one_rank_has_does_not_stay(comm: Communicator) -> None:
+    model = L.Classifier(L.Linear(6, 3))
+    actual = chainer.optimizers.Adam().setup(model)
+    if comm.rank == comm.size - 1 and comm.rank:
+        actual.update(model, *sample(0))
+    optimizer = mnx.create_multi_node_optimizer(actual, comm)
+    optimizer.update(model, *sample(comm.rank))
+    equal_on_all_ranks(comm, model)
+    assert optimizer.t == 1
+
+
 @pytest.mark.parametrize('zero_fill', [True, False])
 def test_a_parameter_unused_on_one_rank(comm: Communicator, zero_fill: bool) -> None:
     model = chainer.Sequential(L.Linear(6, 3), L.Linear(6, 3))
@@ -337,7 +423,8 @@ def test_batch_size() -> None:
     assert batch_size((x, np.zeros(7)), {}) == 7
     assert batch_size((chainer.Variable(x),), {}) == 7
     assert batch_size(({'a': x},), {}) == 7
-    assert batch_size((), {'x': [x[:5], x]}) == 5
+    assert batch_size((), {'x': [x[:5], x]}) == 2  # a list of sequences
+    assert batch_size(((x[:5], x), 3), {}) == 5
     assert batch_size((['a', 'b'],), {}) == 2
     assert batch_size((3.0, np.zeros(())), {}) is None
     assert batch_size((np.zeros((0, 3)),), {}) == 0
