@@ -196,20 +196,20 @@ class NodeWindow:
             return
         total = result[chunk.share]
         parts = [halves[k % HALVES][chunk.share] for halves in inputs]
-        parts[self._rank] = _own_part(chunk.own.of(arrays), total, steps)
+        parts[self._rank] = _own_part(chunk.own.of(arrays), parts[self._rank], steps)
         _add_up(parts, total)
         steps.after(total)
 
 
-def _own_part(views: list[Array], total: Array, steps: Steps) -> Array:
-    """Return this rank's share as one flat array: where it is, if it lies in one array."""
+def _own_part(views: list[Array], place: Array, steps: Steps) -> Array:
+    """Return this rank's share as one flat array: itself if it is one, else a copy in `place`."""
     view = views[0]
-    in_place = view.dtype == total.dtype and view.flags.c_contiguous and not steps.changes_input()
-    if len(views) == 1 and in_place:
+    as_it_is = view.dtype == place.dtype and view.flags.c_contiguous and not steps.changes_input()
+    if len(views) == 1 and as_it_is:
         return view.reshape(-1)
-    part = concatenate(views, np.empty_like(total))
-    steps.before(part)
-    return part
+    concatenate(views, place)
+    steps.before(place)
+    return place
 
 
 def _add_up(parts: list[Array], total: Array) -> None:

@@ -17,6 +17,7 @@ import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mnx.datasets.part import DatasetPart
 from mnx.datasets.partition import owned_length, part_of
@@ -52,8 +53,11 @@ def scatter_dataset(
     Parameters
     ----------
     dataset : data set
-        At the root, anything with a length that gives an example for an index; see
-        `mnx.datasets.take` for what travels. Ignored on the other ranks (None is usual).
+        At the root, anything with a length that gives an example for an index. Ignored on the
+        other ranks (None is usual). Arrays, lists and Chainer's data sets of them are cut. A
+        class with a ``get_example`` of its own travels *whole* to every rank, since only it can
+        make its examples, unless `mnx.datasets.register_take` tells how to cut it; see
+        `mnx.datasets.take`.
     comm : CommunicatorBase
     root : int
         The rank that holds `dataset`.
@@ -61,6 +65,7 @@ def scatter_dataset(
         Deal the examples out in the order
         ``numpy.random.RandomState(seed).permutation(len(dataset))``.
     seed : int, optional
+        Anything that ``RandomState`` takes; None shuffles differently every time.
     max_buf_len : int
         Kept for scripts written for ChainerMN. Parts of any length travel without it.
     force_equal_length : bool
@@ -80,17 +85,20 @@ def scatter_dataset(
 
     Notes
     -----
-    Bytes moved: each example once, and those that two ranks hold once more.
+    Bytes moved: each example once, and those that two ranks hold once more; of a data set that
+    travels whole, everything once for each other rank.
     """
     call = 'scatter_dataset'
+    length, order = None, None
     with comm.together(call) as meeting:
         root = _checked_root(call, comm, root)
         meeting.bring(f'root={root} force_equal_length={bool(force_equal_length)}')
-        length = _length(call, comm, dataset) if comm.rank == root else None
+        if comm.rank == root:
+            length = _length(call, comm, dataset)
+            order = _shuffled(call, comm, length, seed) if shuffle else None
     n = comm.bcast_obj(length, root=root)
     with comm.together(call):
         if comm.rank == root:
-            order = np.random.RandomState(seed).permutation(n) if shuffle else None
             examples = _deal_out(dataset, comm, n, order, force_equal_length)
         else:
             examples = comm.recv_obj(root, tag=_PART_TAG)
@@ -133,43 +141,44 @@ def scatter_index(
     return part.start, part.stop
 
 
-def _checked_root(call: str, comm: CommunicatorBase, root: int) -> int:
-    try:
-        index = operator.index(root)
-    except TypeError:
-        index = -1
-    if 0 <= index < comm.size:
+def _checked_root(call: str, comm: CommunicatorBase, root: Any) -> int:
+    index = _index(root)
+    if index is not None and index < comm.size:
         return index
-    raise ArgumentError(
-        explain(
-            call,
-            'root is not a rank',
-            f'0 to {comm.size - 1}',
-            repr(root),
-            rank=comm.rank,
-            size=comm.size,
-            advice='Name the rank that holds the data set',
-        )
-    )
+    advice = 'Name the rank that holds the data set'
+    raise _wrong(call, comm, 'root is not a rank', f'0 to {comm.size - 1}', root, advice)
 
 
-def _checked_count(call: str, comm: CommunicatorBase, n: int) -> int:
-    try:
-        count = operator.index(n)
-    except TypeError:
-        count = -1
-    if count >= 0:
+def _checked_count(call: str, comm: CommunicatorBase, n: Any) -> int:
+    count = _index(n)
+    if count is not None:
         return count
-    raise ArgumentError(
-        explain(
-            call,
-            'the number of examples is no number',
-            'an int >= 0',
-            repr(n),
-            rank=comm.rank,
-            size=comm.size,
-            advice='Pass the length of the data set at the root',
-        )
+    advice = 'Pass the length of the data set at the root'
+    raise _wrong(call, comm, 'the number of examples is no number', 'an int >= 0', n, advice)
+
+
+def _index(value: Any) -> int | None:
+    """Return `value` as an int if it is one (NumPy's are fine), and not negative."""
+    try:
+        index = operator.index(value)
+    except TypeError:
+        return None
+    return index if index >= 0 else None
+
+
+def _shuffled(call: str, comm: CommunicatorBase, n: int, seed: Any) -> NDArray[np.intp]:
+    try:
+        return np.random.RandomState(seed).permutation(n)
+    except (TypeError, ValueError) as error:
+        advice = 'Pass another seed at the root, or None'
+        raise _wrong(call, comm, 'seed is no seed', '0 to 2**32 - 1', seed, advice) from error
+
+
+def _wrong(
+    call: str, comm: CommunicatorBase, wrong: str, expected: str, actual: object, advice: str
+) -> ArgumentError:
+    return ArgumentError(
+        explain(call, wrong, expected, repr(actual), rank=comm.rank, size=comm.size, advice=advice)
     )
 
 

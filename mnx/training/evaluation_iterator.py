@@ -13,6 +13,12 @@ from mnx.datasets.part import owned_mask
 from mnx.errors import ArgumentError
 
 
+class _Count:
+    """A number that an iterator shares with its copies."""
+
+    n_served = 0
+
+
 class EvaluationIterator:
     """Serves the batches of `actual` without the examples that another rank owns.
 
@@ -30,12 +36,12 @@ class EvaluationIterator:
     Attributes
     ----------
     n_served : int
-        Number of examples served since the object was made.
+        Number of examples served since the object was made, by its copies too.
     """
 
     def __init__(self, actual: Any) -> None:
         self.actual = actual
-        self.n_served = 0
+        self._count = _Count()
         dataset: Any = getattr(actual, 'dataset', None)
         self._is_empty = hasattr(dataset, '__len__') and len(dataset) == 0
         self._mask = owned_mask(dataset)
@@ -48,7 +54,7 @@ class EvaluationIterator:
         batch: list[Any] = []
         while not batch:
             batch = self._without_others(next(self.actual))
-        self.n_served += len(batch)
+        self._count.n_served += len(batch)
         return batch
 
     next = __next__
@@ -58,11 +64,17 @@ class EvaluationIterator:
 
     def __copy__(self) -> EvaluationIterator:
         """Copy what is read from, too: evaluators copy an iterator that cannot be reset."""
-        return EvaluationIterator(copy.copy(self.actual))
+        twin = EvaluationIterator(copy.copy(self.actual))
+        twin._count = self._count  # who made this one asks it, not the copy, how many were served
+        return twin
+
+    @property
+    def n_served(self) -> int:
+        return self._count.n_served
 
     def __getattr__(self, name: str) -> Any:
         # Progress bars and evaluators read what their kind of iterator has (epoch_detail ...).
-        if name == 'actual':
+        if name in ('actual', '_count'):
             raise AttributeError(name)
         return getattr(self.actual, name)
 

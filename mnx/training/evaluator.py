@@ -9,13 +9,16 @@ goes further wrong, so the exact mean is built from sums::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import chainer
 from chainer.dataset import convert
 from chainer.training.extensions import Evaluator
+from chainer.training.extensions.evaluator import _IteratorProgressBar
 
 from mnx.errors import ArgumentError
 from mnx.training.evaluation_iterator import EvaluationIterator
@@ -39,7 +42,7 @@ def create_multi_node_evaluator(
     actual_evaluator : chainer.training.extensions.Evaluator
         Any evaluator. If it has an ``evaluate`` of its own, that is called as it is on each rank,
         and its means are weighted by the number of samples its main iterator has served.
-        It is not changed.
+        It is not changed. With ``progress_bar=True``, rank 0 draws the bar of its own samples.
     communicator : CommunicatorBase
 
     Returns
@@ -114,7 +117,7 @@ class MultiNodeEvaluator(Evaluator):
 
     def _evaluate_own_samples(self, trainer: Any) -> RankResult:
         evaluator, sums = self.actual_evaluator, WeightedSums()
-        with _counting(evaluator) as iterators:
+        with _prepared(evaluator, draws=self.communicator.rank == 0) as iterators:
             if _is_chainers_own(evaluator):
                 _run(evaluator, sums)
                 return RankResult(iterators['main'].n_served, sums.to_host())
@@ -171,24 +174,28 @@ def _n_samples(iterators: dict[str, EvaluationIterator]) -> int:
 
 
 @contextmanager
-def _counting(evaluator: Evaluator) -> Iterator[dict[str, EvaluationIterator]]:
-    """Let `evaluator` read through counting iterators for the time of one evaluation."""
-    actual = evaluator._iterators
+def _prepared(evaluator: Evaluator, *, draws: bool) -> Iterator[dict[str, EvaluationIterator]]:
+    """For one evaluation: count what is read, and draw a progress bar on one rank only."""
+    actual, bar = evaluator._iterators, evaluator._progress_bar
     evaluator._iterators = {name: EvaluationIterator(it) for name, it in actual.items()}
+    evaluator._progress_bar = bar and draws
     try:
         yield evaluator._iterators
     finally:
-        evaluator._iterators = actual
+        evaluator._iterators, evaluator._progress_bar = actual, bar
 
 
 def _run(evaluator: Evaluator, sums: WeightedSums) -> None:
     """Do what Chainer's Evaluator does, with each batch weighted by its size."""
-    iterator = evaluator.get_iterator('main')
     eval_func = evaluator.eval_func or evaluator.get_target('main')
     if evaluator.eval_hook:
         evaluator.eval_hook(evaluator)
-    iterator.reset()
-    with _reporter(evaluator) as reporter, chainer.using_config('train', False):
+    iterator = _from_the_start(evaluator.get_iterator('main'))
+    with (
+        _reporter(evaluator) as reporter,
+        _progress(evaluator, iterator) as show,
+        chainer.using_config('train', False),
+    ):
         for batch in iterator:
             observation: dict[str, Any] = {}
             with reporter.scope(observation), chainer.no_backprop_mode():
@@ -196,6 +203,31 @@ def _run(evaluator: Evaluator, sums: WeightedSums) -> None:
                     eval_func, convert._call_converter(evaluator.converter, batch, evaluator.device)
                 )
             sums.add_scalars(observation, len(batch))
+            show()
+
+
+def _from_the_start(iterator: EvaluationIterator) -> EvaluationIterator:
+    if hasattr(iterator, 'reset'):
+        iterator.reset()
+        return iterator
+    warnings.warn(
+        f'{type(iterator.actual).__name__} has no reset method, so each evaluation reads a copy '
+        'of it. Give it a reset method.',
+        DeprecationWarning,  # as Chainer's
+        stacklevel=2,
+    )
+    return copy.copy(iterator)
+
+
+@contextmanager
+def _progress(evaluator: Evaluator, iterator: EvaluationIterator) -> Iterator[Callable[[], None]]:
+    """Return what is to be called after each batch."""
+    if not evaluator._progress_bar:
+        yield lambda: None
+        return
+    bar = _IteratorProgressBar(iterator)
+    yield bar.update
+    bar.close()
 
 
 @contextmanager
