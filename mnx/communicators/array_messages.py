@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -11,6 +11,27 @@ from mnx.arrays import Array, Reduction, as_bytes, flat, is_array, reduction, se
 from mnx.communicators import headers, point_to_point
 from mnx.communicators.endpoint import Endpoint
 from mnx.errors import ArgumentError
+from mnx.transports.base import Pending
+
+
+class PendingArray:
+    """An array that is still on its way."""
+
+    def __init__(self, pending: Pending, finish: Callable[[], Array]) -> None:
+        self._pending = pending
+        self._finish = finish
+        self._result: Array | None = None
+
+    def test(self) -> bool:
+        """Make progress; return whether it has ended."""
+        return self._result is not None or self._pending.test()
+
+    def wait(self) -> Array:
+        """Return the array when it is there; a second call returns the same one."""
+        if self._result is None:
+            self._pending.wait()
+            self._result = self._finish()
+        return self._result
 
 
 class ArrayMessages(Endpoint):
@@ -47,12 +68,35 @@ class ArrayMessages(Endpoint):
         -----
         float16 and bfloat16 are added up in float32. References: MPI 4.1, section 6.9.6.
         """
-        with self.together('allreduce') as meeting:
+        with self._meet('allreduce') as meeting:
             x, rule = _reducible(x, op, 'allreduce')
             meeting.bring(op, x.dtype, x.shape)
         total = x.astype(rule.wire)
         self._arrays.all_reduce(flat(total), rule.op)
         return self._finished(total, op, rule)
+
+    def start_allreduce(self, x: Array, op: str = 'sum') -> PendingArray:
+        """Start `allreduce` and return at once; the result comes with ``wait()``.
+
+        Collective: all ranks start the same ones in the same order. Parameters, dtypes and errors
+        as `allreduce`.
+
+        Returns
+        -------
+        PendingArray
+            ``test()`` makes progress and tells whether it has ended; ``wait()`` returns the array.
+
+        Notes
+        -----
+        MPI makes progress inside its calls only, so call ``test()`` now and then between other
+        work. References: MPI 4.1, section 6.12.
+        """
+        with self._meet('start_allreduce') as meeting:
+            x, rule = _reducible(x, op, 'start_allreduce')
+            meeting.bring(op, x.dtype, x.shape)
+        total = x.astype(rule.wire)
+        pending = self._arrays.start_all_reduce(flat(total), rule.op)
+        return PendingArray(pending, lambda: self._finished(total, op, rule))
 
     def reduce(self, x: Array, op: str = 'sum', root: SupportsIndex = 0) -> Array | None:
         """Reduce arrays of equal shape and dtype over all ranks, onto the root.
@@ -64,7 +108,7 @@ class ArrayMessages(Endpoint):
         array or None
             The reduction on the root, None elsewhere.
         """
-        with self.together('reduce') as meeting:
+        with self._meet('reduce') as meeting:
             root = self._rank('reduce', 'root', root)
             x, rule = _reducible(x, op, 'reduce')
             meeting.bring(op, f'root={root}', x.dtype, x.shape)
@@ -88,7 +132,7 @@ class ArrayMessages(Endpoint):
         array
             On rank r the reduction of all ranks' ``xs[r]``.
         """
-        with self.together('reduce_scatter') as meeting:
+        with self._meet('reduce_scatter') as meeting:
             xs = self._row(xs, 'reduce_scatter')
             rules = [reduction(x.dtype, op) for x in xs]
             meeting.bring(op, *((x.dtype, x.shape) for x in xs))
@@ -114,7 +158,7 @@ class ArrayMessages(Endpoint):
         array
             The root's `x` itself there, a copy of it elsewhere.
         """
-        with self.together('bcast') as meeting:
+        with self._meet('bcast') as meeting:
             root = self._rank('bcast', 'root', root)
             meeting.bring(f'root={root}')
             sent = sendable(x, 'bcast') if self.rank == root else None
@@ -134,7 +178,7 @@ class ArrayMessages(Endpoint):
         tuple of `size` arrays, or None
             In rank order on the root, None elsewhere.
         """
-        with self.together('gather') as meeting:
+        with self._meet('gather') as meeting:
             root = self._rank('gather', 'root', root)
             meeting.bring(f'root={root}')
             x = sendable(x, 'gather')
@@ -154,7 +198,7 @@ class ArrayMessages(Endpoint):
         -------
         tuple of `size` arrays, in rank order
         """
-        with self.together('allgather'):
+        with self._meet('allgather'):
             x = sendable(x, 'allgather')
         table = np.empty((self.size, headers.WORDS), np.int64)
         self._control.all_gather(headers.header(x), flat(table), [headers.WORDS] * self.size)
@@ -172,7 +216,7 @@ class ArrayMessages(Endpoint):
         ----------
         xs : sequence of `size` arrays, or one array whose first axis has length `size`
         """
-        with self.together('scatter') as meeting:
+        with self._meet('scatter') as meeting:
             root = self._rank('scatter', 'root', root)
             meeting.bring(f'root={root}')
             rows = self._row(xs, 'scatter') if self.rank == root else None
@@ -196,7 +240,7 @@ class ArrayMessages(Endpoint):
         -------
         tuple of `size` arrays; the s-th came from rank s
         """
-        with self.together('alltoall'):
+        with self._meet('alltoall'):
             rows = self._row(xs, 'alltoall')
         table: Array = np.empty((self.size, headers.WORDS), np.int64)
         self._control.all_to_all(headers.headers(rows), table)
@@ -206,7 +250,7 @@ class ArrayMessages(Endpoint):
 
     def barrier(self) -> None:
         """Return when all ranks have called it. Collective."""
-        with self.together('barrier'):
+        with self._meet('barrier'):
             pass
         self._control.barrier()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import weakref
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, SupportsIndex
 
@@ -98,6 +99,23 @@ class Communicator(ArrayMessages, ObjectMessages, ModelMessages):
         self._split_resources[self._splits] = child._resources
         weakref.finalize(child, self._unused.add, self._splits)
         return child
+
+    def group(self, ranks: Sequence[SupportsIndex]) -> Communicator | None:
+        """Make a communicator of the same kind among some of the ranks, in the order given.
+
+        Collective: all ranks call it, with the same `ranks`; those left out get None.
+
+        >>> import mnx
+        >>> mnx.create_communicator('local').group([0]).size
+        1
+        """
+        with self.together('group') as meeting:
+            members = [self._rank('group', 'a member', rank) for rank in ranks]
+            meeting.bring(members)
+            if len(set(members)) < len(members):
+                raise ArgumentError(f'group: each rank once, but got {members}.')
+        inside = self.rank in members
+        return self.split(0 if inside else None, members.index(self.rank) if inside else 0)
 
     def _remade(self, channels: Channels) -> Communicator:
         """Return a communicator of this kind and configuration over other channels."""

@@ -104,7 +104,7 @@ class ModelMessages(Endpoint):
         float16 and bfloat16 gradients are summed in float32 unless the communicator was made
         with another ``allreduce_grad_dtype``. Sums first, then divides.
         """
-        with self.together('multi_node_mean_grad') as meeting:
+        with self._meet('multi_node_mean_grad') as meeting:
             layout, grads = self._table(model).gradients(zero_fill)
             meeting.bring(fact, f'weighted={weight is not None}')
             _bring_layout(meeting, layout)
@@ -148,7 +148,7 @@ class ModelMessages(Endpoint):
         Collective: all ranks give the same names, shapes and dtypes, in the same order.
         """
         arrays = [array for _, array in named]
-        with self.together(call) as meeting:
+        with self._meet(call) as meeting:
             root = self._rank(call, 'root', root)
             layout = Layout([name for name, _ in named], arrays)
             meeting.bring(f'root={root}')

@@ -34,7 +34,7 @@ class ObjectMessages(Endpoint):
             The longest single message in bytes; longer pickles travel in several.
         root : int
         """
-        with self.together('bcast_obj') as meeting:
+        with self._meet('bcast_obj') as meeting:
             root = self._rank('bcast_obj', 'root', root)
             _check_buf_len(max_buf_len)
             meeting.bring(f'root={root} max_buf_len={max_buf_len}')
@@ -51,7 +51,7 @@ class ObjectMessages(Endpoint):
 
         Collective: all ranks call it.
         """
-        with self.together('gather_obj') as meeting:
+        with self._meet('gather_obj') as meeting:
             root = self._rank('gather_obj', 'root', root)
             meeting.bring(f'root={root}')
             sent = pickles.dumps(obj)
@@ -67,7 +67,7 @@ class ObjectMessages(Endpoint):
 
         Collective: all ranks call it.
         """
-        with self.together('allgather_obj'):
+        with self._meet('allgather_obj'):
             sent = pickles.dumps(obj)
         found = pickles.all_gather_bytes(self._control, sent)
         return [pickles.loads(buffer) for buffer in found]
@@ -77,7 +77,7 @@ class ObjectMessages(Endpoint):
 
         Collective: all ranks call it; `objs` is ignored off the root.
         """
-        with self.together('scatter_obj') as meeting:
+        with self._meet('scatter_obj') as meeting:
             root = self._rank('scatter_obj', 'root', root)
             meeting.bring(f'root={root}')
             sent = self._pickled_row(objs, 'scatter_obj') if self.rank == root else None
@@ -92,7 +92,7 @@ class ObjectMessages(Endpoint):
 
         Collective: all ranks call it.
         """
-        with self.together('alltoall_obj'):
+        with self._meet('alltoall_obj'):
             sent = self._pickled_row(objs, 'alltoall_obj')
         sizes: Array = np.empty((self.size, 1), np.int64)
         self._control.all_to_all(_sizes(sent), sizes)
@@ -106,7 +106,7 @@ class ObjectMessages(Endpoint):
         Collective: all ranks call it.
         """
         gathered = self.gather_obj(obj)
-        with self.together('allreduce_obj'):
+        with self._meet('allreduce_obj'):
             total = None if gathered is None else functools.reduce(operator.add, gathered)
         return self.bcast_obj(total)
 
@@ -116,7 +116,7 @@ class ObjectMessages(Endpoint):
         Collective: all ranks call it. The way to decide together about something that may
         differ between ranks, such as a condition to stop.
         """
-        with self.together('agree'):
+        with self._meet('agree'):
             vote = np.array([bool(ok)], np.int64)
         self._control.all_reduce(vote, 'min')
         return bool(vote[0])

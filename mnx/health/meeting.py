@@ -52,11 +52,12 @@ class Meetings:
         self.control = control
         self.sequence = 0
         self.words = np.empty(5, np.int64)
+        self.checks = os.environ.get('MNX_CHECK', '1') != '0'
 
-    def __call__(self, call: str) -> Meeting:
-        """Return the next meeting."""
+    def __call__(self, call: str, *, optional: bool = False) -> Meeting:
+        """Return the next meeting; an optional one does not take place if checks are off."""
         self.sequence += 1
-        return Meeting(self, call)
+        return Meeting(self, call, takes_place=self.checks or not optional)
 
 
 class Meeting:
@@ -66,8 +67,9 @@ class Meeting:
     of the same class (or as `RemoteError`, if it is not one of mnx's own).
     """
 
-    def __init__(self, meetings: Meetings, call: str) -> None:
+    def __init__(self, meetings: Meetings, call: str, takes_place: bool = True) -> None:
         self._meetings = meetings
+        self._takes_place = takes_place
         self._sequence = meetings.sequence
         self._call = call
         self._detail: Callable[[], list[str]] = list
@@ -89,6 +91,8 @@ class Meeting:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if not self._takes_place:
+            return
         if error is not None and (not isinstance(error, Exception) or self._is_shared(error)):
             return  # SystemExit, KeyboardInterrupt; or a meeting inside this one told all ranks
         if self._all_equal(failed=error is not None):

@@ -73,6 +73,20 @@ def serial(xs: list[np.ndarray], op: str) -> np.ndarray:
     return functools.reduce(ufunc, xs)
 
 
+@pytest.mark.parametrize('dtype', ['float64', 'float16', 'bool', 'int32'])
+def test_start_allreduce(any_comm: Communicator, dtype: str) -> None:
+    """Several at once, with other collectives in between."""
+    comm = any_comm
+    shapes = [(2, 3), (), (0,), (50_000,)]
+    pending = [comm.start_allreduce(data(comm.rank, dtype, shape), 'mean') for shape in shapes]
+    assert comm.allgather_obj(comm.rank) == list(range(comm.size))
+    while not all([p.test() for p in pending]):  # noqa: C419 - all of them make progress
+        pass
+    for p, shape in zip(pending, shapes, strict=True):
+        same(p.wait(), serial(everyone(comm, dtype, shape), 'mean'))
+        assert p.wait() is p.wait()
+
+
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_every_method_every_layout(

@@ -104,6 +104,35 @@ def test_split(any_comm: Communicator) -> None:
     np.testing.assert_allclose(model.W.grad, np.mean(members))
 
 
+def test_group(any_comm: Communicator) -> None:
+    comm = any_comm
+    members = list(range(comm.size))[::-2]
+    part = comm.group(np.array(members))
+    assert (part is None) == (comm.rank not in members)
+    if part is not None:
+        assert part.allgather_obj(comm.rank) == members
+        assert type(part) is type(comm)
+    for bad in ([comm.size], [0, 0], [-1]):
+        with pytest.raises(ArgumentError):
+            comm.group(bad)
+    if comm.size > 1:
+        with pytest.raises(MismatchError):
+            comm.group([comm.rank])
+
+
+def test_without_checks(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MNX_CHECK=0: a wrong argument raises where it is, and nobody else hears of it."""
+    monkeypatch.setenv('MNX_CHECK', '0')
+    with mnx.create_communicator('naive') as made:
+        if made.rank == 0:
+            with pytest.raises(ArgumentError):
+                made.bcast(np.ones(1), root=99)
+        assert made.allreduce(np.ones(2))[0] == made.size
+        with pytest.raises((ArgumentError, RemoteError)), made.together('vote'):  # noqa: PT012
+            if made.rank == made.size - 1:
+                raise ArgumentError('sections of users are voted on all the same')
+
+
 def test_a_rank_without_color_gets_none(comm: Communicator) -> None:
     part = comm.split(None if comm.rank == 0 else 1, comm.rank)
     assert (part is None) == (comm.rank == 0)
