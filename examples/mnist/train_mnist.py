@@ -54,7 +54,8 @@ def main():
     test = mnx.scatter_dataset(images.test, comm)
     train_iter = chainer.iterators.SerialIterator(train, args.batchsize)
     test_iter = chainer.iterators.SerialIterator(test, args.batchsize, repeat=False, shuffle=False)
-    say(f'processes:    {comm.size}, communicator {comm.name}, device {device}')
+    say(f'processes:    {comm.size}, device {device}')
+    say(f'communicator: {comm.describe()}')
     say(f'data:         {images.description}')
     say(f'batch:        {args.batchsize} per process, {args.batchsize * comm.size} in all')
 

@@ -41,7 +41,8 @@ def parameters(out):
 def test_what_it_says_and_leaves_behind(tmp_path):
     done = run(3, *QUICK, '-e', 2, '-o', tmp_path)
     assert accuracy_of(done) > 0.3
-    assert 'processes:    3, communicator auto' in done.stdout
+    assert 'processes:    3, device @numpy' in done.stdout
+    assert "communicator: shared_memory ('auto': all 3 ranks" in done.stdout
     assert 'data:         Digits from scikit-learn (real handwriting, not MNIST)' in done.stdout
     assert 'batch:        30 per process, 90 in all' in done.stdout
     assert 'this epoch [' in done.stdout  # the progress bar

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
     reason='starts jobs of its own: the suite on 1 or 2 ranks does',
 )
 
-LIMIT_S = 2.0
+LIMIT_S = 10.0  # half a second on a quiet machine; a test must also pass on a busy one
 
 START = """
 import os, pathlib, signal, sys, time
@@ -331,7 +331,7 @@ def test_unknown_name_on_one_rank(tmp_path: Path) -> None:
     )
     job = run(tmp_path, program, start='')
     assert job.code != 0
-    assert job.seconds < LIMIT_S + 1  # MPI starts in it
+    assert job.seconds < LIMIT_S
     assert 'Unrecognized communicator: "unknown"' in job.output
 
 
