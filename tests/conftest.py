@@ -1,14 +1,14 @@
 """The whole suite runs on every rank at once: ``mpiexec -n N python -m pytest tests``.
 
-After each test the ranks exchange verdicts, so a failure on one rank is a failure on all of them
-and the next test starts together. A test that hangs is ended with all ranks' stacks.
+After its fixtures and after each test the ranks exchange verdicts, so a failure on one rank is a
+failure on all of them and the next test starts together. A test that hangs is ended with all
+ranks' stacks.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import os
-import sys
 import threading
 import traceback
 from collections.abc import Iterator
@@ -24,6 +24,7 @@ LIMIT_S = float(os.environ.get('MNX_TEST_LIMIT_S', '120'))
 
 _world = mnx.create_communicator('naive')
 _verdicts = mnx.create_communicator('naive')  # apart from the messages of the tests themselves
+_stderr = 2  # in pytest_configure: a copy, since pytest turns 2 itself into a file during a test
 
 
 @pytest.hookimpl(wrapper=True)
@@ -41,10 +42,19 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    yield from _pass_together()
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    yield from _pass_together()
+
+
+def _pass_together() -> Iterator[None]:
     error: BaseException | None = None
     try:
-        return (yield)
+        yield
     except BaseException as e:
         error = e
         raise
@@ -67,17 +77,17 @@ def _exchange_verdicts(error: BaseException | None) -> None:
 
 def _end_all(nodeid: str, limit: float) -> None:
     """End the job: this rank's stack now, the others' when their timers fire a moment later."""
-    sys.__stderr__.write(
-        f'\n[rank {_world.rank} of {_world.size}] {nodeid} hangs for {limit} s. Where I am:\n'
-    )
-    faulthandler.dump_traceback(file=sys.__stderr__)
-    sys.__stderr__.flush()
+    place = f'[rank {_world.rank} of {_world.size}] {nodeid}'
+    os.write(_stderr, f'\n{place} hangs for {limit} s. Where I am:\n'.encode())
+    faulthandler.dump_traceback(file=_stderr)
     threading.Event().wait(2)
     os._exit(70)
 
 
 @pytest.hookimpl(trylast=True)  # when the terminal reporter is there
 def pytest_configure(config: pytest.Config) -> None:
+    global _stderr
+    _stderr = os.dup(2)
     config.addinivalue_line('markers', 'limit(seconds): end the job if the test takes longer')
     config.addinivalue_line('markers', 'needs_ranks(n): skip with fewer ranks')
     if _world.rank:  # rank 0 speaks

@@ -28,14 +28,35 @@ def test_docstring_examples(name: str) -> None:
 
 
 @on_first_rank
-def test_the_script_in_the_readme(tmp_path: Path) -> None:
-    (script,) = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+def test_the_script_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # it writes a folder `result`
+    (script,) = python_blocks(ROOT / 'README.md')
     assert script.count('\n') < 28
-    (tmp_path / 'script.py').write_text(script)
-    job = mpiexec(2, tmp_path / 'script.py', timeout=100)
-    assert job.returncode == 0, job.stdout
-    last = job.stdout.strip().splitlines()[-1].split()
+    last = output_of(script).strip().splitlines()[-1].split()
     assert (last[0], float(last[2]) > 0.9) == ('5', True)
+
+
+@pytest.mark.parametrize('guide', sorted(ROOT.glob('docs/guide/*.md')), ids=lambda path: path.stem)
+@on_first_rank
+def test_the_script_in_a_guide(
+    guide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = python_blocks(guide)
+    assert blocks
+    output_of('\n'.join(blocks))
+
+
+def python_blocks(document: Path) -> list[str]:
+    return re.findall(r'^```python\n(.*?)^```$', document.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def output_of(script: str) -> str:
+    """Run a script on two ranks; return what it wrote, without colours and cursor moves."""
+    Path('script.py').write_text(script)
+    job = mpiexec(2, Path('script.py').resolve(), timeout=100)
+    assert job.returncode == 0, job.stdout
+    return re.sub(r'\x1b\[[0-9;]*[A-Za-z]', '', job.stdout)
 
 
 def test_links_in_the_documents_lead_somewhere() -> None:

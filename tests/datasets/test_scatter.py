@@ -168,6 +168,17 @@ def test_a_data_set_without_length_is_an_error_on_every_rank(comm, dataset):
     assert isinstance(caught.value, RuntimeError)
 
 
+@pytest.mark.parametrize('seed', [-1, 2**32, 'abc'])
+def test_a_wrong_seed_is_an_error_on_every_rank_and_nobody_waits(comm, seed):
+    for root in roots(comm):
+        with pytest.raises(
+            ArgumentError, match=f'scatter_dataset: seed is no seed.*rank {root} of'
+        ):
+            scatter_dataset(only_at(root, comm, np.arange(9)), comm, root, shuffle=True, seed=seed)
+    scatter_dataset(only_at(0, comm, np.arange(9)), comm, seed=seed)  # not shuffled, not needed
+    assert len(scatter_dataset(only_at(0, comm, np.arange(9)), comm)) == -(-9 // comm.size)
+
+
 @pytest.mark.parametrize('n', [-1, 2.5, None])
 def test_a_wrong_count_is_an_error_on_every_rank(comm, n):
     with pytest.raises(ArgumentError, match='the number of examples'):

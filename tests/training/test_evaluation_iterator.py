@@ -47,7 +47,14 @@ def test_no_empty_batch_is_served(dataset):
 def test_a_copy_starts_where_the_original_does():
     iterator = EvaluationIterator(serial(part(), 2))
     assert list(copy.copy(iterator)) == list(copy.copy(iterator)) == [[0, 1], [2, 3], [4]]
-    assert iterator.n_served == 0
+    assert list(iterator) == [[0, 1], [2, 3], [4]]
+
+
+def test_what_its_copies_serve_counts():
+    iterator = EvaluationIterator(serial(part(), 2))
+    next(copy.copy(iterator))
+    next(copy.copy(copy.copy(iterator)))
+    assert iterator.n_served == 4
 
 
 def test_it_has_what_its_iterator_has():

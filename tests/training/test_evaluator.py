@@ -1,3 +1,5 @@
+import copy
+
 import chainer
 import chainer.datasets as D
 import chainer.functions as F
@@ -120,6 +122,53 @@ def test_hook_function_and_converter(comm):
     assert found == {'sum': pytest.approx(2 * (comm.size + 1) / 2)}
 
 
+class WithoutReset:
+    """Can be read once."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+        self.position = 0
+
+    def __next__(self):
+        if self.position >= len(self.dataset):
+            raise StopIteration
+        self.position += 2
+        return self.dataset[self.position - 2 : self.position]
+
+    def finalize(self):
+        pass
+
+
+def test_an_iterator_that_cannot_be_reset_is_copied(comm):
+    iterator = WithoutReset(scattered(comm, 5, force_equal_length=False))
+    evaluator = create_multi_node_evaluator(Evaluator({'main': iterator}, Mean()), comm)
+    for _ in range(2):
+        with pytest.warns(DeprecationWarning, match='WithoutReset has no reset method'):
+            assert evaluator() == {'main/value': 2.0}
+    assert iterator.position == 0
+
+
+@pytest.mark.parametrize('own', [False, True])
+def test_one_rank_draws_the_progress_bar(comm, capsys, own):
+    cls = OwnCall if own else Evaluator
+    actual = cls(serial(scattered(comm, 9)), Mean(), progress_bar=True)
+    create_multi_node_evaluator(actual, comm)()
+    drawn = capsys.readouterr().out
+    assert ('validation [####' in drawn) == (comm.rank == 0)
+    assert drawn.endswith('\x1b[J') == (comm.rank == 0)  # and wiped off
+    assert actual._progress_bar
+
+
+def test_a_progress_bar_of_what_tells_no_progress_is_an_error_on_all_ranks(comm):
+    actual = Evaluator({'main': WithoutReset([1.0])}, Mean(), progress_bar=True)
+    expected = TypeError if comm.rank == 0 else RemoteError
+    with (
+        pytest.warns(DeprecationWarning, match='WithoutReset'),
+        pytest.raises(expected, match='current_position, epoch_detail'),
+    ):
+        create_multi_node_evaluator(actual, comm)()
+
+
 class OwnEvaluate(Evaluator):
     """Reads the iterator in its own way and reports the largest example."""
 
@@ -131,6 +180,14 @@ class OwnEvaluate(Evaluator):
         iterator.reset()
         examples = [x for batch in iterator for x in batch]
         return {'n': len(examples), 'sum': float(sum(examples)) / max(len(examples), 1)}
+
+
+class OwnEvaluateOfACopy(OwnEvaluate):
+    """Does as Chainer's documentation says."""
+
+    def evaluate(self):
+        examples = [x for batch in copy.copy(self._iterators['main']) for x in batch]
+        return {'sum': float(sum(examples)) / max(len(examples), 1)}
 
 
 class OwnCall(Evaluator):
@@ -147,6 +204,13 @@ def test_an_evaluator_with_its_own_evaluate(comm):
     counts = comm.allgather_obj(part.n_owned)
     assert found['sum'] == pytest.approx(2.0)
     assert found['n'] == pytest.approx(sum(c * c for c in counts) / 5)
+
+
+def test_an_evaluator_that_reads_a_copy(comm):
+    evaluator = create_multi_node_evaluator(
+        OwnEvaluateOfACopy(serial(scattered(comm, 5)), Mean()), comm
+    )
+    assert [evaluator(), evaluator()] == [{'sum': 2.0}] * 2
 
 
 def test_an_evaluator_with_its_own_call(comm):
