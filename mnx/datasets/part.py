@@ -84,12 +84,16 @@ def _mask_of_concatenation(dataset: Any) -> NDArray[np.bool_] | None:
     masks = [(owned_mask(piece), len(piece)) for piece in dataset._datasets]
     if all(mask is None for mask, _ in masks):
         return None
-    return np.concatenate([np.ones(n, bool) if mask is None else mask for mask, n in masks])
+    joined: NDArray[np.bool_] = np.concatenate(
+        [np.ones(n, bool) if mask is None else mask for mask, n in masks]
+    )
+    return joined
 
 
 def _mask_of_columns(columns: Any) -> NDArray[np.bool_] | None:
     masks = [mask for mask in map(owned_mask, columns) if mask is not None]
-    return np.logical_and.reduce(masks) if masks else None
+    together: NDArray[np.bool_] | None = np.logical_and.reduce(masks) if masks else None
+    return together
 
 
 def _attributes_as_long_as(dataset: Any) -> list[Any]:
