@@ -18,7 +18,7 @@ ARRAYS = (
     np.arange(2, dtype=np.uint8),
 )
 FILES = {
-    f'{stem}.gz': gzip.compress(dump_idx(array))
+    f'{stem}.gz': gzip.compress(dump_idx(array), mtime=0)
     for stem, array in zip(checksums.STEMS, ARRAYS, strict=True)
 }
 
@@ -90,7 +90,7 @@ def test_only_missing_files_are_fetched(mirror, tmp_path):
     [
         (b'<html>moved</html>', 'cut short or damaged'),
         (FILES['train-images-idx3-ubyte.gz'][:-5], 'cut short or damaged'),
-        (gzip.compress(dump_idx(ARRAYS[0] + 1)), 'expected the SHA-256'),
+        (gzip.compress(dump_idx(ARRAYS[0] + 1), mtime=0), 'expected the SHA-256'),
     ],
 )
 def test_a_damaged_file_never_appears(mirror, tmp_path, data, message):
