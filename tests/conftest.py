@@ -103,6 +103,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     _check_same_tests(items)
     for item in items:
         marker = item.get_closest_marker('needs_ranks')
+        # not left out of the suite: it also runs with 2, 3 and 4 ranks
         if marker is not None and _world.size < marker.args[0]:
             item.add_marker(pytest.mark.skip(reason=f'needs {marker.args[0]} ranks'))
 

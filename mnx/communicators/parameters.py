@@ -115,6 +115,12 @@ class ParameterTable:
             names = list(itertools.compress(names, present))
             grads = list(itertools.compress(grads, present))
             types = set(map(type, grads))
+        if len(set(map(id, grads))) < len(grads):
+            # a parameter with two names is summed once: twice in one window would mix old and new
+            once = {
+                id(grad): (name, grad) for name, grad in zip(names[::-1], grads[::-1], strict=True)
+            }
+            names, grads = map(list, zip(*reversed(once.values()), strict=True))
         known = self._layout
         if known.types != types or known.names != names or known.kinds != kinds(grads):
             self._layout = Layout(names, grads)

@@ -52,6 +52,25 @@ def test_many_chunks(
                     assert len(set(bits)) == 1
 
 
+@pytest.mark.parametrize('weighted', [False, True])
+def test_a_parameter_with_two_names(any_comm: Communicator, weighted: bool) -> None:
+    """Tied weights, large ones: the second name must not be summed over half-summed values."""
+    comm = any_comm
+    tied = chainer.Parameter(np.zeros(700_000, 'f4'))
+    model = chainer.Link()
+    with model.init_scope():
+        model.a, model.m, model.z = tied, chainer.Parameter(np.zeros(300_000, 'f4')), tied
+    for param in model.params():
+        param.grad = np.full(param.shape, 1.0 + comm.rank, 'f4')
+    weights = np.arange(1.0, comm.size + 1)
+    weight = weights[comm.rank] if weighted else None
+    comm.multi_node_mean_grad(model, weight=weight)
+    ranks = np.arange(1.0, comm.size + 1)
+    expected = np.average(ranks, weights=weights if weighted else None)
+    for param in model.params():
+        np.testing.assert_allclose(param.grad, expected, rtol=1e-6)
+
+
 def test_same_bits_from_run_to_run(comm: Communicator) -> None:
     with testing.create_on_nodes('two_dimensional', [2]) as made:
         results = []
