@@ -54,12 +54,12 @@ def test_many_chunks(
 
 @pytest.mark.parametrize('weighted', [False, True])
 def test_a_parameter_with_two_names(any_comm: Communicator, weighted: bool) -> None:
-    """Tied weights, large ones: the second name must not be summed over half-summed values."""
+    """Tied weights, two chunks of the window apart: old and new values must not be mixed."""
     comm = any_comm
-    tied = chainer.Parameter(np.zeros(700_000, 'f4'))
+    tied = chainer.Parameter(np.zeros(2 * 262_144 - 1000, 'f4'))
     model = chainer.Link()
     with model.init_scope():
-        model.a, model.m, model.z = tied, chainer.Parameter(np.zeros(300_000, 'f4')), tied
+        model.a, model.m, model.z = tied, chainer.Parameter(np.zeros(1000, 'f4')), tied
     for param in model.params():
         param.grad = np.full(param.shape, 1.0 + comm.rank, 'f4')
     weights = np.arange(1.0, comm.size + 1)
