@@ -6,7 +6,7 @@ import functools
 import math
 import operator
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import SupportsIndex
 from weakref import WeakKeyDictionary
@@ -47,13 +47,11 @@ class Scaling:
 class ModelMessages(Endpoint):
     """The model methods of a communicator.
 
-    A subclass says which arrays are packed (`pack_below`), in pieces of which length a buffer
-    is summed (`piece_bytes`), and how: `sum_buffer`. Or it takes the arrays as they are:
-    `mean_arrays`.
+    A subclass says which arrays are packed (`pack_below`) and how a buffer is summed
+    (`sum_buffer`). Or it takes the arrays as they are: `mean_arrays`.
     """
 
     pack_below: float = float('inf')
-    piece_bytes: int | None = None
 
     @functools.cached_property
     def _packer(self) -> Packer:
@@ -112,7 +110,9 @@ class ModelMessages(Endpoint):
                 raise ArgumentError(
                     f'multi_node_mean_grad: a weight is finite and not negative, but got {weight}.'
                 )
-        self.mean_arrays(grads, layout, self._scaling(weight))
+        scaling = self._scaling(weight)
+        if self.size > 1 or self._config.allreduce_grad_dtype is not None:
+            self.mean_arrays(grads, layout, scaling)
         if chainer.is_debug():
             _check_finite(layout, grads)
 
@@ -168,17 +168,10 @@ class ModelMessages(Endpoint):
         """Replace arrays by their mean over all ranks, in place. Collective."""
         for bucket in layout.sum_plan(self._config.allreduce_grad_dtype, self.pack_below):
             buffer = self._packer.pack(bucket, arrays)
-            for piece in self._pieces(buffer):
-                scaling.before(piece)
-                self.sum_buffer(piece)
-                scaling.after(piece)
+            scaling.before(buffer)
+            self.sum_buffer(buffer)
+            scaling.after(buffer)
             self._packer.unpack(bucket, buffer, arrays)
-
-    def _pieces(self, buffer: Array) -> Iterator[Array]:
-        """Cut `buffer` into views that stay in cache between scaling and summing."""
-        step = (self.piece_bytes or buffer.nbytes) // buffer.itemsize
-        for start in range(0, buffer.size, step):
-            yield buffer[start : start + step]
 
     def _scaling(self, weight: float | None) -> Scaling:
         if weight is None:

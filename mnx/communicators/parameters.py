@@ -19,6 +19,9 @@ import numpy as np
 from mnx.arrays import Array, reduction
 from mnx.packing import Bucket, plan
 
+# as id, which is ten times as slow where some library listens to Python's audit events
+_address = object.__hash__
+
 Kind = tuple[tuple[int, ...], np.dtype[Any]]  # shape and dtype of an array
 
 
@@ -115,11 +118,10 @@ class ParameterTable:
             names = list(itertools.compress(names, present))
             grads = list(itertools.compress(grads, present))
             types = set(map(type, grads))
-        if len(set(map(id, grads))) < len(grads):
-            # a parameter with two names is summed once: twice in one window would mix old and new
-            once = {
-                id(grad): (name, grad) for name, grad in zip(names[::-1], grads[::-1], strict=True)
-            }
+        if len(set(map(_address, grads))) < len(grads):
+            # an array under two names is summed once: twice in one window would mix old and new
+            pairs = zip(names[::-1], grads[::-1], strict=True)
+            once = {_address(grad): (name, grad) for name, grad in pairs}
             names, grads = map(list, zip(*reversed(once.values()), strict=True))
         known = self._layout
         if known.types != types or known.names != names or known.kinds != kinds(grads):
