@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
 
 from mnx.arrays import Array, Reduction, as_bytes, flat, is_array, reduction, sendable
-from mnx.communicators import headers, point_to_point
+from mnx.communicators import headers
 from mnx.communicators.endpoint import Endpoint
+from mnx.communicators.point_to_point import PointToPoint
 from mnx.errors import ArgumentError
 from mnx.transports.base import Pending
 
@@ -263,11 +265,7 @@ class ArrayMessages(Endpoint):
         changed, which for long messages is when `dest` has begun to receive.
         """
         self._check_open('send')
-        dest, tag = self._rank('send', 'dest', dest), self._tag('send', tag)
-        bare = is_array(data)
-        arrays = [sendable(x, 'send') for x in ([data] if bare else data)]
-        count = point_to_point.BARE if bare else len(arrays)
-        point_to_point.send(self._arrays, arrays, count, dest, tag)
+        self._mail.send(data, self._rank('send', 'dest', dest), self._tag('send', tag))
 
     def recv(self, source: SupportsIndex, tag: SupportsIndex = 0) -> Array | tuple[Array, ...]:
         """Receive what `source` sent with `tag`: an array, or a tuple if it sent a sequence.
@@ -279,10 +277,13 @@ class ArrayMessages(Endpoint):
         tag : int
         """
         self._check_open('recv')
-        tag = self._tag('recv', tag)
         if source != self._arrays.any_source:
             source = self._rank('recv', 'source', source)
-        return point_to_point.recv(self._arrays, int(source), tag)
+        return self._mail.recv(int(source), self._tag('recv', tag))
+
+    @functools.cached_property
+    def _mail(self) -> PointToPoint:
+        return PointToPoint(self._arrays)
 
     def _row(self, xs: Any, call: str) -> list[Array]:
         """Return `xs` as one sendable array for each rank."""

@@ -10,8 +10,8 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from mnx.arrays import Array
-from mnx.communicators import point_to_point
 from mnx.communicators.endpoint import Endpoint
+from mnx.communicators.point_to_point import PointToPoint
 from mnx.errors import ArgumentError
 from mnx.transports import pickles
 from mnx.transports.base import ANY_TAG
@@ -125,9 +125,7 @@ class ObjectMessages(Endpoint):
         """Send an object to one rank, which receives it by ``recv_obj``."""
         self._check_open('send_obj')
         dest, tag = self._rank('send_obj', 'dest', dest), self._tag('send_obj', tag)
-        point_to_point.send(
-            self._channels.mail, [pickles.dumps(obj)], point_to_point.BARE, dest, tag
-        )
+        self._object_mail.send(pickles.dumps(obj), dest, tag)
 
     def recv_obj(self, source: SupportsIndex, status: Any = None, tag: int = ANY_TAG) -> Any:
         """Receive an object that `source` sent by ``send_obj``.
@@ -146,7 +144,11 @@ class ObjectMessages(Endpoint):
             source = self._rank('recv_obj', 'source', source)
         if tag != ANY_TAG:
             tag = self._tag('recv_obj', tag)
-        return pickles.loads(point_to_point.recv(self._channels.mail, int(source), tag, status))
+        return pickles.loads(self._object_mail.recv(int(source), tag, status))
+
+    @functools.cached_property
+    def _object_mail(self) -> PointToPoint:
+        return PointToPoint(self._channels.mail)
 
     def _pickled_row(self, objs: Sequence[Any] | None, call: str) -> list[Array]:
         if objs is None:

@@ -1,10 +1,13 @@
-"""Messages from one rank to another: a header, and the arrays behind it.
+"""Messages from one rank to another: a frame, and behind it what is too long for it.
 
-A message of up to 64 KiB is one MPI message, a longer one is a header and then each array by
-itself, straight from and into its own memory::
+    frame   lead | table | data           at most 16 KiB, one MPI message; short arrays are inside
+    then    [table]  array 1  array 2 ... of long messages, straight from and into their memory
 
-    frame     count | inline? | header 1 | header 2 | ...  [ bytes 1 | bytes 2 | ... ]
-    count     -1 for a bare array, n for a tuple of n
+    lead    count | inline? | header      count: -1 for a bare array, n for a tuple of n
+    table   a header for each array of a tuple
+
+A short array is the common case in a model that is cut over processes, and what it takes is
+latency. So the lead of a dtype and shape is made once, and found again by a dict on both sides.
 """
 
 from __future__ import annotations
@@ -14,47 +17,107 @@ from typing import Any
 
 import numpy as np
 
-from mnx.arrays import Array, as_bytes, flat
+from mnx.arrays import Array, as_bytes, flat, is_array, on_gpu, sendable
 from mnx.communicators import headers
-from mnx.transports.base import Message, Transport
+from mnx.transports.base import FRAME_BYTES, Transport
 
-INLINE_BYTES = 64 * 1024
-_FRAME_WORDS = 2
+LEAD_WORDS = 2 + headers.WORDS
+LEAD_BYTES = 8 * LEAD_WORDS
 BARE = -1
+KEPT = 1000  # leads; more kinds of arrays than that are no pattern worth remembering
+
+Kind = tuple[np.dtype[Any], tuple[int, ...]]
 
 
-def send(transport: Transport, arrays: Sequence[Array], count: int, dest: int, tag: int) -> None:
-    """Send contiguous `arrays`; `count` is BARE or their number."""
-    inline = sum(x.nbytes for x in arrays) <= INLINE_BYTES
-    lead = np.array([count, inline], np.int64)
-    frame = np.concatenate([lead, headers.headers(arrays).reshape(-1)]).view(np.uint8)
-    if inline:
-        transport.send(np.concatenate([frame, *map(as_bytes, arrays)]), dest, tag)
-        return
-    transport.send(frame, dest, tag)
-    for x in arrays:
-        transport.send(flat(x).view(np.uint8), dest, tag)
+class Frame:
+    """Memory for one received frame."""
+
+    def __init__(self) -> None:
+        self.memory = bytearray(FRAME_BYTES)
+        self.lead = memoryview(self.memory)[:LEAD_BYTES]
 
 
-def recv(
-    transport: Transport, source: int, tag: int, status: Any = None
-) -> tuple[Array, ...] | Array:
-    """Receive what `send` sent: an array if `count` was BARE, else a tuple."""
-    message = transport.recv_message(source, tag, status)
-    lead = 8 * _FRAME_WORDS
-    count, inline = message.buffer[:lead].view(np.int64).tolist()
-    body = lead + 8 * headers.WORDS * abs(count)
-    table = message.buffer[lead:body].view(np.int64).reshape(-1, headers.WORDS)
-    found = (
-        headers.cut(message.buffer[body:], table)
-        if inline
-        else _recv_each(transport, message, table)
-    )
-    return found[0] if count == BARE else found
+class PointToPoint:
+    """Sends and receives arrays over a transport."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._leads: dict[Kind, bytes] = {}  # of arrays that fit into a frame
+        self._kinds: dict[bytes, Kind] = {}
+        self._frames: list[Frame] = []  # more than one if several threads receive
+
+    def send(self, data: Array | Sequence[Array], dest: int, tag: int) -> None:
+        """Send an array, or a sequence of arrays of any dtypes."""
+        if type(data) is np.ndarray:
+            lead = self._leads.get((data.dtype, data.shape))
+            if lead is not None:
+                self._transport.send_frame(lead + data.tobytes(), dest, tag)
+                return
+        bare = is_array(data)
+        arrays = [sendable(x, 'send') for x in ([data] if bare else data)]
+        self._send(arrays, BARE if bare else len(arrays), dest, tag)
+
+    def recv(self, source: int, tag: int, status: Any = None) -> Array | tuple[Array, ...]:
+        """Receive what `send` sent: an array, or a tuple if it was a sequence."""
+        frame = self._frames.pop() if self._frames else Frame()
+        try:
+            source, tag = self._transport.recv_frame(frame.memory, source, tag, status)
+            lead = frame.lead.tobytes()
+            kind = self._kinds.get(lead)
+            if kind is None:
+                return self._recv(frame, lead, source, tag)
+            dtype, shape = kind
+            return np.ndarray(shape, dtype, frame.memory, LEAD_BYTES).copy()
+        finally:
+            self._frames.append(frame)
+
+    def _send(self, arrays: Sequence[Array], count: int, dest: int, tag: int) -> None:
+        table = headers.headers(arrays).tobytes()
+        bare, nbytes = count == BARE, sum(x.nbytes for x in arrays)
+        on_host = not any(map(on_gpu, arrays))
+        inline = on_host and LEAD_BYTES + len(table) + nbytes <= FRAME_BYTES
+        lead = np.array([count, inline], np.int64).tobytes()
+        lead += table if bare else bytes(LEAD_BYTES - len(lead))
+        if inline:
+            if bare:
+                _remember(self._leads, (arrays[0].dtype, arrays[0].shape), lead)
+            body = b''.join(x.tobytes() for x in arrays)
+            self._transport.send_frame(lead + (b'' if bare else table) + body, dest, tag)
+            return
+        self._transport.send_frame(lead, dest, tag)
+        if not bare:
+            self._transport.send(np.frombuffer(table, np.uint8), dest, tag)
+        for x in arrays:
+            self._transport.send(flat(x).view(np.uint8), dest, tag)
+
+    def _recv(self, frame: Frame, lead: bytes, source: int, tag: int) -> Array | tuple[Array, ...]:
+        """Receive an array of a new kind, a tuple, or what is behind the frame."""
+        count, inline, *header = np.frombuffer(lead, np.int64).tolist()
+        body = np.frombuffer(frame.memory, np.uint8)[LEAD_BYTES:]
+        length = 8 * headers.WORDS * count
+        if count == BARE:
+            table = np.array([header], np.int64)
+        elif inline:
+            table, body = body[:length].view(np.int64).reshape(-1, headers.WORDS), body[length:]
+        else:
+            table = np.empty((count, headers.WORDS), np.int64)
+            self._transport.recv(as_bytes(table), source, tag)
+        if not inline:
+            found = self._recv_each(table, source, tag)
+        else:
+            found = tuple(x.copy() for x in headers.cut(body, table))
+            if count == BARE:
+                _remember(self._kinds, lead, (found[0].dtype, found[0].shape))
+        return found[0] if count == BARE else found
+
+    def _recv_each(self, table: Array, source: int, tag: int) -> tuple[Array, ...]:
+        found = tuple(headers.allocate(words) for words in table)
+        for x in found:
+            self._transport.recv(as_bytes(x), source, tag)
+        return found
 
 
-def _recv_each(transport: Transport, message: Message, table: Array) -> tuple[Array, ...]:
-    found = tuple(headers.allocate(words) for words in table)
-    for x in found:
-        transport.recv(as_bytes(x), message.source, message.tag)
-    return found
+def _remember(known: dict[Any, Any], key: Any, value: Any) -> None:
+    if len(known) >= KEPT:
+        known.clear()
+    known[key] = value

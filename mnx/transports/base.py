@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mnx.arrays import Array
 
 ANY_TAG = -1  # also the value of MPI.ANY_TAG in MPICH and Open MPI
+FRAME_BYTES = 16 * 1024
 
 
 class Pending(Protocol):
@@ -27,15 +27,6 @@ class Pending(Protocol):
 
     def wait(self) -> None:
         """Return when it has ended."""
-
-
-@dataclass(frozen=True, eq=False)
-class Message:
-    """A received point-to-point message: its bytes (uint8), who sent it and with which tag."""
-
-    buffer: Array
-    source: int
-    tag: int
 
 
 class SharedWindow(Protocol):
@@ -67,8 +58,17 @@ class Transport(ABC):
         """Fill `buffer` with a message of the same number of bytes."""
 
     @abstractmethod
-    def recv_message(self, source: int, tag: int, status: Any = None) -> Message:
-        """Receive a message of any length; `source` may be `any_source`, `tag` ANY_TAG."""
+    def send_frame(self, frame: bytes, dest: int, tag: int) -> None:
+        """Send at most FRAME_BYTES of host memory."""
+
+    @abstractmethod
+    def recv_frame(
+        self, memory: bytearray, source: int, tag: int, status: Any = None
+    ) -> tuple[int, int]:
+        """Fill the beginning of `memory`, FRAME_BYTES long, with a frame.
+
+        `source` may be `any_source`, `tag` ANY_TAG. Returns who sent it, and with which tag.
+        """
 
     @abstractmethod
     def broadcast(self, buffer: Array, root: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mnx.arrays import Array, as_bytes
 from mnx.errors import ArgumentError
-from mnx.transports.base import ANY_TAG, Channels, Message, Transport
+from mnx.transports.base import ANY_TAG, Channels, Transport
 
 
 class Done:
@@ -42,21 +42,21 @@ class OwnMail:
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
-        self._messages: deque[Message] = deque()
+        self._messages: deque[tuple[int, bytes]] = deque()
 
-    def put(self, buffer: Array, tag: int) -> None:
-        """Keep a copy of `buffer`."""
-        self._messages.append(Message(as_bytes(buffer).copy(), self._rank, tag))
+    def put(self, data: bytes, tag: int) -> None:
+        """Keep `data`."""
+        self._messages.append((tag, data))
 
-    def find(self, tag: int) -> Message | None:
-        """Take out the oldest message with `tag` (or any, for ANY_TAG)."""
+    def find(self, tag: int) -> tuple[int, bytes] | None:
+        """Take out the oldest message with `tag` (or any, for ANY_TAG): its tag, its bytes."""
         for message in self._messages:
-            if tag in (ANY_TAG, message.tag):
+            if tag in (ANY_TAG, message[0]):
                 self._messages.remove(message)
                 return message
         return None
 
-    def take(self, tag: int) -> Message:
+    def take(self, tag: int) -> tuple[int, bytes]:
         """As `find`, but a missing message is an error: waiting for it would last for ever."""
         message = self.find(tag)
         if message is None:
@@ -65,6 +65,10 @@ class OwnMail:
                 'but has sent none. Send before you receive, or check source and tag.'
             )
         return message
+
+    def fill(self, buffer: Array, tag: int) -> None:
+        """Take a message into `buffer`, which is as long."""
+        as_bytes(buffer)[:] = np.frombuffer(self.take(tag)[1], np.uint8)
 
 
 class LocalTransport(Transport):
@@ -79,13 +83,20 @@ class LocalTransport(Transport):
         self._mail = OwnMail(0)
 
     def send(self, buffer: Array, dest: int, tag: int) -> None:
-        self._mail.put(buffer, tag)
+        self._mail.put(buffer.tobytes(), tag)
 
     def recv(self, buffer: Array, source: int, tag: int) -> None:
-        as_bytes(buffer)[:] = self._mail.take(tag).buffer
+        self._mail.fill(buffer, tag)
 
-    def recv_message(self, source: int, tag: int, status: Any = None) -> Message:
-        return self._mail.take(tag)
+    def send_frame(self, frame: bytes, dest: int, tag: int) -> None:
+        self._mail.put(frame, tag)
+
+    def recv_frame(
+        self, memory: bytearray, source: int, tag: int, status: Any = None
+    ) -> tuple[int, int]:
+        tag, frame = self._mail.take(tag)
+        memory[: len(frame)] = frame
+        return self.rank, tag
 
     def broadcast(self, buffer: Array, root: int) -> None:
         pass

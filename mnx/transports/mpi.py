@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from mnx.arrays import Array, as_bytes, synchronize
+from mnx.arrays import Array, synchronize
 from mnx.transports import launch
-from mnx.transports.base import ANY_TAG, Channels, Message, Pending, Transport
+from mnx.transports.base import ANY_TAG, Channels, Pending, Transport
 from mnx.transports.local import OwnMail
 
 if TYPE_CHECKING:
@@ -96,31 +96,37 @@ class MpiTransport(Transport):
     def send(self, buffer: Array, dest: int, tag: int) -> None:
         synchronize(buffer)
         if dest == self.rank:
-            self._own_mail.put(buffer, tag)
+            self._own_mail.put(buffer.tobytes(), tag)
             return
         for piece in pieces(buffer):
             self._comm.Send(piece, dest, tag)
 
     def recv(self, buffer: Array, source: int, tag: int) -> None:
         if source == self.rank:
-            as_bytes(buffer)[:] = self._own_mail.take(tag).buffer
+            self._own_mail.fill(buffer, tag)
             return
         for piece in pieces(buffer):
             self._comm.Recv(piece, source, tag)
 
-    def recv_message(self, source: int, tag: int, status: MPI.Status | None = None) -> Message:
-        mpi = self._mpi
-        status = status or mpi.Status()
+    def send_frame(self, frame: bytes, dest: int, tag: int) -> None:
+        if dest == self.rank:
+            self._own_mail.put(frame, tag)
+        else:
+            self._comm.Send(frame, dest, tag)
+
+    def recv_frame(
+        self, memory: bytearray, source: int, tag: int, status: MPI.Status | None = None
+    ) -> tuple[int, int]:
+        status = status or self._mpi.Status()
         own = self._own_mail.take(tag) if source == self.rank else None
         if own is None and source == self.any_source:
             own = self._own_mail.find(tag)
-        if own is not None:
-            status.source, status.tag = own.source, own.tag
-            return own
-        message = self._comm.Mprobe(source, mpi.ANY_TAG if tag == ANY_TAG else tag, status)
-        buffer = np.empty(status.Get_count(mpi.BYTE), np.uint8)
-        message.Recv(buffer, status)
-        return Message(buffer, status.source, status.tag)
+        if own is None:
+            self._comm.Recv(memory, source, self._mpi.ANY_TAG if tag == ANY_TAG else tag, status)
+        else:
+            status.source, status.tag = self.rank, own[0]
+            memory[: len(own[1])] = own[1]
+        return status.source, status.tag
 
     def broadcast(self, buffer: Array, root: int) -> None:
         synchronize(buffer)
