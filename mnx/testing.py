@@ -13,7 +13,6 @@ import numpy as np
 
 from mnx.arrays import Array
 from mnx.communicators import Communicator
-from mnx.communicators.endpoint import Config
 from mnx.communicators.factory import build
 from mnx.optimizers import create_multi_node_optimizer
 from mnx.transports.mpi import MpiChannels, world
@@ -59,7 +58,10 @@ def create_on_nodes(
     """
     size, rank = world()
     nodes = [i for i, n in enumerate([*node_sizes, size]) for _ in range(n)]
-    return build(communicator_name, MpiChannels(host=f'node{nodes[rank]}'), Config(**config))
+    comm = build(communicator_name, MpiChannels(host=f'node{nodes[rank]}'))
+    for name, value in config.items():
+        comm.set_config(name, value)
+    return comm
 
 
 def part_of(comm: Communicator, batch: Batch) -> Batch:

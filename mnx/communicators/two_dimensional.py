@@ -21,11 +21,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from mnx.arrays import Array
+from mnx.communicators import narrow
 from mnx.communicators.base import Communicator
 from mnx.communicators.model_messages import Scaling
 from mnx.communicators.node_window import NodeWindow, Plan
@@ -39,10 +41,24 @@ CHUNK_ACROSS_NODES = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class AcrossNodes:
-    """What is done to a share: each rank's part scaled, the other nodes' added, the sum scaled."""
+    """What is done to a share: each rank's part scaled, the other nodes' added, the sum scaled.
+
+    Attributes
+    ----------
+    scaling : Scaling
+    inter : Transport or None
+        None if there is one node.
+    wire : numpy.dtype or None
+        16 bits between nodes; None: as summed.
+    node_size : int
+        Ranks of the largest node. In 16 bits travels a sum divided by it, no larger than the
+        gradients themselves.
+    """
 
     scaling: Scaling
     inter: Transport | None
+    wire: np.dtype[Any] | None
+    node_size: int
 
     def before(self, part: Array) -> None:
         """Scale what this rank contributes, in place."""
@@ -50,9 +66,14 @@ class AcrossNodes:
 
     def after(self, total: Array) -> None:
         """Add what the other nodes have, and scale it, in place."""
-        if self.inter is not None:
-            self.inter.all_reduce(total)
-        self.scaling.after(total)
+        if self.inter is None or self.wire is None:
+            if self.inter is not None:
+                self.inter.all_reduce(total)
+            self.scaling.after(total)
+            return
+        total *= 1 / self.node_size
+        rest = Scaling(1.0, self.scaling.divisor / self.node_size)
+        narrow.all_reduce(self.inter, total, self.wire, rest.after)
 
     def changes_input(self) -> bool:
         """Tell whether `before` does anything."""
@@ -70,7 +91,9 @@ class TwoDimensionalCommunicator(Communicator):
         if layout.nbytes < WINDOW_FROM or self.size == 1 or not on_cpu:
             super().mean_arrays(arrays, layout, scaling)
             return
-        steps = AcrossNodes(scaling, self.groups.inter if self.inter_size > 1 else None)
+        inter = self.groups.inter if self.inter_size > 1 else None
+        node_size = max(len(ranks) for ranks in self.topology.nodes)
+        steps = AcrossNodes(scaling, inter, self.narrow_wire(), node_size)
         for members, plan in self._window_plans(layout):
             self._window.sum(plan, [arrays[i] for i in members], steps)
 
