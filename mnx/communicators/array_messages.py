@@ -8,7 +8,7 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from mnx.arrays import Array, Reduction, as_bytes, flat, is_array, reduction, sendable
+from mnx.arrays import Array, Reduction, as_bytes, empty_like, flat, is_array, reduction, sendable
 from mnx.communicators import headers
 from mnx.communicators.endpoint import Endpoint
 from mnx.communicators.point_to_point import PointToPoint
@@ -73,8 +73,8 @@ class ArrayMessages(Endpoint):
         with self._meet('allreduce') as meeting:
             x, rule = _reducible(x, op, 'allreduce')
             meeting.bring(op, x.dtype, x.shape)
-        total = x.astype(rule.wire)
-        self._arrays.all_reduce(flat(total), rule.op)
+        total = empty_like(x, x.shape, rule.wire)
+        self._arrays.all_reduce(flat(x.astype(rule.wire, copy=False)), rule.op, flat(total))
         return self._finished(total, op, rule)
 
     def start_allreduce(self, x: Array, op: str = 'sum') -> PendingArray:
@@ -114,7 +114,7 @@ class ArrayMessages(Endpoint):
             root = self._rank('reduce', 'root', root)
             x, rule = _reducible(x, op, 'reduce')
             meeting.bring(op, f'root={root}', x.dtype, x.shape)
-        total = x.astype(rule.wire)
+        total = x.astype(rule.wire, copy=self.rank == root)
         self._arrays.reduce(flat(total), root, rule.op)
         return self._finished(total, op, rule) if self.rank == root else None
 
@@ -145,7 +145,7 @@ class ArrayMessages(Endpoint):
             self._arrays.reduce_scatter(sent, flat(mine), counts, rules[0].op)
         else:
             for root, (x, rule) in enumerate(zip(xs, rules, strict=True)):
-                total = x.astype(rule.wire)
+                total = x.astype(rule.wire, copy=self.rank == root)
                 self._arrays.reduce(flat(total), root, rule.op)
                 mine = total if root == self.rank else mine
         return self._finished(mine, op, rules[self.rank])

@@ -79,8 +79,8 @@ class Transport(ABC):
         """Reduce all ranks' buffers into the root's `buffer`; the others' stay as they are."""
 
     @abstractmethod
-    def all_reduce(self, buffer: Array, op: str = 'sum') -> None:
-        """Replace every rank's `buffer` by the reduction of all."""
+    def all_reduce(self, buffer: Array, op: str = 'sum', into: Array | None = None) -> None:
+        """Replace every rank's `buffer` by the reduction of all, or put that `into` another."""
 
     @abstractmethod
     def start_all_reduce(self, buffer: Array, op: str = 'sum') -> Pending:

@@ -141,11 +141,15 @@ class MpiTransport(Transport):
             else:
                 self._comm.Reduce(piece, None, self._ops[op], root)
 
-    def all_reduce(self, buffer: Array, op: str = 'sum') -> None:
+    def all_reduce(self, buffer: Array, op: str = 'sum', into: Array | None = None) -> None:
         synchronize(buffer)
         in_place, mpi_op = self._mpi.IN_PLACE, self._ops[op]
-        for piece in pieces(buffer):
-            self._comm.Allreduce(in_place, piece, mpi_op)
+        if into is None:
+            for piece in pieces(buffer):
+                self._comm.Allreduce(in_place, piece, mpi_op)
+            return
+        for piece, target in zip(pieces(buffer), pieces(into), strict=True):
+            self._comm.Allreduce(piece, target, mpi_op)
 
     def start_all_reduce(self, buffer: Array, op: str = 'sum') -> Pending:
         synchronize(buffer)
