@@ -15,6 +15,7 @@ from mnx.communicators.endpoint import Config, Resources
 from mnx.communicators.model_messages import ModelMessages
 from mnx.communicators.object_messages import ObjectMessages
 from mnx.errors import ArgumentError
+from mnx.health import farewell
 from mnx.transports.base import Channels
 from mnx.transports.local import LocalChannels
 
@@ -138,6 +139,8 @@ class Communicator(ArrayMessages, ObjectMessages, ModelMessages):
         does nothing.
         """
         if not self._resources.closed:
+            with self._meet(farewell.LAST_CALL):
+                farewell.said(self.meetings)
             for number in sorted(self._split_resources):
                 self._split_resources.pop(number).close()
             self._resources.close()

@@ -88,7 +88,7 @@ class Endpoint:
     def __init__(self, channels: Channels, config: Config | None = None) -> None:
         self._channels = channels
         self._config = config or Config()
-        self._meetings = Meetings(channels.control)
+        self.meetings = Meetings(channels.control)
         self._resources = Resources([channels])
         self.mpi_comm = channels.mpi_comm
         self.rank, self.size = channels.control.rank, channels.control.size
@@ -135,12 +135,12 @@ class Endpoint:
         ...     data = [1, 2, 3] if comm.rank == 0 else None
         """
         self._check_open(call)
-        return self._meetings(call)
+        return self.meetings(call)
 
     def _meet(self, call: str) -> Meeting:
         """As `together`, for the collectives of mnx itself: ``MNX_CHECK=0`` leaves it out."""
         self._check_open(call)
-        return self._meetings(call, optional=True)
+        return self.meetings(call, optional=True)
 
     def _check_open(self, call: str) -> None:
         if self._resources.closed:

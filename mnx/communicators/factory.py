@@ -16,6 +16,7 @@ from mnx.communicators.naive import NaiveCommunicator
 from mnx.communicators.shared_memory import SharedMemoryCommunicator
 from mnx.communicators.two_dimensional import TwoDimensionalCommunicator
 from mnx.errors import ArgumentError
+from mnx.health import farewell
 from mnx.health.meeting import Meetings
 from mnx.topology import Topology
 from mnx.transports import launch
@@ -94,7 +95,9 @@ def create_communicator(
             )
         config = Config(float_dtype(allreduce_grad_dtype), bool(batched_copy))
         meeting.bring(communicator_name, config)
-    return build(communicator_name, channels, config)
+    comm = build(communicator_name, channels, config)
+    farewell.owe(comm.meetings)
+    return comm
 
 
 def build(name: str, channels: Channels, config: Config | None = None) -> Communicator:

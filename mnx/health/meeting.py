@@ -65,7 +65,14 @@ class Meeting:
 
     Whatever is raised inside on one rank is raised on all: there as it is, elsewhere as an error
     of the same class (or as `RemoteError`, if it is not one of mnx's own).
+
+    Attributes
+    ----------
+    site : str or None
+        Where this rank is, if that is no line of the user's.
     """
+
+    site: str | None = None
 
     def __init__(self, meetings: Meetings, call: str, takes_place: bool = True) -> None:
         self._meetings = meetings
@@ -128,7 +135,7 @@ class Meeting:
             meetings.control.rank,
             self._sequence,
             self._call,
-            call_site(),
+            self.site or call_site(),
             text,
             own,
             self._detail(),
