@@ -16,7 +16,7 @@ from mnx.communicators.naive import NaiveCommunicator
 from mnx.communicators.shared_memory import SharedMemoryCommunicator
 from mnx.communicators.two_dimensional import TwoDimensionalCommunicator
 from mnx.errors import ArgumentError
-from mnx.health import farewell
+from mnx.health import farewell, watchdog
 from mnx.health.meeting import Meetings
 from mnx.topology import Topology
 from mnx.transports import launch
@@ -75,7 +75,7 @@ def create_communicator(
     Raises
     ------
     ArgumentError
-        An unknown name, or a dtype that is not floating-point.
+        An unknown name, a dtype that is not floating-point, or a bad ``MNX_TIMEOUT``.
     LaunchError
         A launcher started several processes, but MPI does not join them.
 
@@ -95,6 +95,8 @@ def create_communicator(
             )
         config = Config(float_dtype(allreduce_grad_dtype), bool(batched_copy))
         meeting.bring(communicator_name, config)
+        timeout = watchdog.timeout_of()
+    watchdog.start(channels.control, timeout)
     comm = build(communicator_name, channels, config)
     farewell.owe(comm.meetings)
     return comm

@@ -13,7 +13,6 @@ forks or spawns, which all behave as plain Python.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import faulthandler
 import io
@@ -24,9 +23,8 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NoReturn, TextIO
 
-from mnx.health import uncaught
+from mnx.health import last_words, uncaught
 from mnx.health.failures import Failure, all_leave_silently, first_of, report, stamp_after
 from mnx.transports import emergency
 from mnx.transports.emergency import EmergencyChannel
@@ -34,7 +32,6 @@ from mnx.transports.launch import detect
 
 GRACE = 0.4  # seconds for other failures to become known
 PATIENCE = 0.5  # more seconds for the first failing rank to end the job
-FORWARDING = 0.1  # seconds a launcher is given to pass the report on
 
 _installed_in: int | None = None
 
@@ -73,7 +70,7 @@ def _failed(error: BaseException) -> None:
 
 def _end_job(channel: EmergencyChannel, error: BaseException) -> None:
     own = _describe(channel, error)
-    _flush()
+    last_words.flush()
     # A C thread that needs neither Python nor MPI: if either hangs, the process still ends.
     with contextlib.suppress(Exception):
         faulthandler.dump_traceback_later(GRACE + PATIENCE + 1.0, exit=True)
@@ -84,16 +81,8 @@ def _end_job(channel: EmergencyChannel, error: BaseException) -> None:
     if all_leave_silently(failures, channel.size):
         faulthandler.cancel_dump_traceback_later()
         return
-    _print(report(failures, channel.size))
-    _abort(channel, first_of(failures).code)
-
-
-def _abort(channel: EmergencyChannel, code: int) -> NoReturn:
-    """End the job; MPI may return from the call before the launcher has ended this process."""
-    with contextlib.suppress(Exception):
-        channel.abort(code)
-        time.sleep(1)
-    os._exit(code)
+    last_words.say(report(failures, channel.size))
+    last_words.abort(channel, first_of(failures).code)
 
 
 def _describe(channel: EmergencyChannel, error: BaseException) -> Failure:
@@ -179,30 +168,3 @@ def _go_in_turn(channel: EmergencyChannel, own: Failure) -> list[Failure]:
     if own.is_silent_exit:  # all may leave so, as for a wrong option, and have said why
         return [replace(own, text=f'{own.error.strip()} at {own.place}')]
     return [own]
-
-
-def _print(text: str) -> None:
-    if sys.stderr is not None:
-        with contextlib.suppress(Exception):
-            sys.stderr.write(text)
-    _flush()
-    _wait_until_read(sys.stderr)
-    time.sleep(FORWARDING)
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-
-
-def _wait_until_read(stream: TextIO, longest: float = 0.5) -> None:
-    """Wait until the launcher has taken the report out of the pipe: an abort empties it."""
-    with contextlib.suppress(Exception):
-        import fcntl
-        import termios
-
-        left, end = array.array('i', [1]), time.monotonic() + longest
-        while left[0] and time.monotonic() < end:
-            fcntl.ioctl(stream.fileno(), termios.FIONREAD, left)
-            time.sleep(0.005)

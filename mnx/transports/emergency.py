@@ -17,9 +17,10 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+from mnx.transports.base import Pending
 from mnx.transports.launch import Launch, detect
 
 
@@ -47,6 +48,25 @@ class EmergencyChannel(Protocol):
     def abort(self, code: int) -> None:
         """End all processes of the job with exit status `code`."""
 
+    def second_line(self) -> SecondLine | None:
+        """Return a line that another thread may use at the same time, if there can be one."""
+
+
+class SecondLine(Protocol):
+    """What the watchdog's thread needs of a transport: notices apart from those of failures."""
+
+    def notify(self, notice: bytes, peers: Iterable[int]) -> None:
+        """Start sending `notice` to some ranks; return at once."""
+
+    def poll(self) -> list[bytes]:
+        """Return the notices that have arrived since the last call, without waiting."""
+
+    def start_barrier(self) -> Pending:
+        """Start a barrier of all ranks."""
+
+    def before_end(self, leave: Callable[[], None]) -> None:
+        """Have `leave` called in the last moment in which MPI can be used."""
+
 
 class _Mute:
     """What channels without notices share."""
@@ -59,6 +79,9 @@ class _Mute:
     def poll(self) -> list[bytes]:
         """Return no notice."""
         return []
+
+    def second_line(self) -> None:
+        """Return no line."""
 
 
 class AbortOnly(_Mute):

@@ -21,6 +21,7 @@ from mnx.arrays import Array, synchronize
 from mnx.transports import launch
 from mnx.transports.base import ANY_TAG, Channels, Pending, Transport
 from mnx.transports.local import OwnMail
+from mnx.transports.waiting import waits
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -44,6 +45,7 @@ class Requests:
     def test(self) -> bool:
         return bool(self._mpi.Request.Testall(self._requests))
 
+    @waits
     def wait(self) -> None:
         self._mpi.Request.Waitall(self._requests)
 
@@ -55,6 +57,7 @@ class MpiSharedWindow:
     before a barrier is seen after it if the window is synchronised on both sides).
     """
 
+    @waits
     def __init__(self, comm: MPI.Comm, nbytes: int) -> None:
         mpi = _mpi()
         self._comm = comm
@@ -64,11 +67,13 @@ class MpiSharedWindow:
             np.frombuffer(self._window.Shared_query(rank)[0], np.uint8) for rank in range(comm.size)
         ]
 
+    @waits
     def barrier(self) -> None:
         self._window.Sync()
         self._comm.Barrier()
         self._window.Sync()
 
+    @waits
     def close(self) -> None:
         self.slots = []
         self._window.Unlock_all()
@@ -83,6 +88,7 @@ class MpiTransport(Transport):
     tag, which users cannot give.
     """
 
+    @waits
     def __init__(self, comm: MPI.Comm) -> None:
         self._mpi = mpi = _mpi()
         self._comm = comm.Dup()
@@ -93,6 +99,7 @@ class MpiTransport(Transport):
         self._own_mail = OwnMail(self.rank)
         self._ops = {'sum': mpi.SUM, 'max': mpi.MAX, 'min': mpi.MIN, 'prod': mpi.PROD}
 
+    @waits
     def send(self, buffer: Array, dest: int, tag: int) -> None:
         synchronize(buffer)
         if dest == self.rank:
@@ -101,6 +108,7 @@ class MpiTransport(Transport):
         for piece in pieces(buffer):
             self._comm.Send(piece, dest, tag)
 
+    @waits
     def recv(self, buffer: Array, source: int, tag: int) -> None:
         if source == self.rank:
             self._own_mail.fill(buffer, tag)
@@ -108,12 +116,14 @@ class MpiTransport(Transport):
         for piece in pieces(buffer):
             self._comm.Recv(piece, source, tag)
 
+    @waits
     def send_frame(self, frame: bytes, dest: int, tag: int) -> None:
         if dest == self.rank:
             self._own_mail.put(frame, tag)
         else:
             self._comm.Send(frame, dest, tag)
 
+    @waits
     def recv_frame(
         self, memory: bytearray, source: int, tag: int, status: MPI.Status | None = None
     ) -> tuple[int, int]:
@@ -128,11 +138,13 @@ class MpiTransport(Transport):
             memory[: len(own[1])] = own[1]
         return status.source, status.tag
 
+    @waits
     def broadcast(self, buffer: Array, root: int) -> None:
         synchronize(buffer)
         for piece in pieces(buffer):
             self._comm.Bcast(piece, root)
 
+    @waits
     def reduce(self, buffer: Array, root: int, op: str = 'sum') -> None:
         synchronize(buffer)
         for piece in pieces(buffer):
@@ -141,6 +153,7 @@ class MpiTransport(Transport):
             else:
                 self._comm.Reduce(piece, None, self._ops[op], root)
 
+    @waits
     def all_reduce(self, buffer: Array, op: str = 'sum', into: Array | None = None) -> None:
         synchronize(buffer)
         in_place, mpi_op = self._mpi.IN_PLACE, self._ops[op]
@@ -158,6 +171,7 @@ class MpiTransport(Transport):
             [self._comm.Iallreduce(in_place, piece, mpi_op) for piece in pieces(buffer)]
         )
 
+    @waits
     def reduce_scatter(
         self, sent: Array, received: Array, counts: Sequence[int], op: str = 'sum'
     ) -> None:
@@ -182,6 +196,7 @@ class MpiTransport(Transport):
         sends = [] if sent is None else list(enumerate(sent))
         self._exchange(sends, [(root, received)])
 
+    @waits
     def all_gather(self, sent: Array, received: Array, counts: Sequence[int]) -> None:
         synchronize(sent)
         if received.size <= LARGEST_COUNT:
@@ -197,6 +212,7 @@ class MpiTransport(Transport):
         peers = [(self.rank + k) % self.size for k in range(self.size)]
         self._exchange([(r, sent[r]) for r in peers], [(r, received[r]) for r in peers])
 
+    @waits
     def _exchange(
         self, sends: Iterable[tuple[int, Array]], receives: Iterable[tuple[int, Array]]
     ) -> None:
@@ -215,6 +231,7 @@ class MpiTransport(Transport):
                 requests += [self._comm.Isend(p, dest, self._own_tag) for p in pieces(buffer)]
         self._mpi.Request.Waitall(requests)
 
+    @waits
     def split(self, color: int, key: int) -> MpiTransport:
         part = self._comm.Split(color, key)
         try:
@@ -225,13 +242,16 @@ class MpiTransport(Transport):
     def allocate_shared(self, nbytes: int) -> MpiSharedWindow:
         return MpiSharedWindow(self._comm, nbytes)
 
+    @waits
     def barrier(self) -> None:
         self._comm.Barrier()
 
+    @waits
     def gather_names(self, name: str) -> tuple[str, ...]:
         """Return every rank's `name`, on every rank."""
         return tuple(self._comm.allgather(name))
 
+    @waits
     def close(self) -> None:
         self._comm.Free()
 
@@ -253,6 +273,7 @@ class MpiChannels(Channels):
         self._host = self.hosts[self.control.rank]
         self._open = True
 
+    @waits
     def split(self, color: int | None, key: int) -> MpiChannels | None:
         mpi = _mpi()
         comm = self.mpi_comm.Split(mpi.UNDEFINED if color is None else color, key)
@@ -263,6 +284,7 @@ class MpiChannels(Channels):
             self._open = False
             self._free()
 
+    @waits
     def _free(self) -> None:
         self.arrays.close()
         self.mail.close()
@@ -271,6 +293,7 @@ class MpiChannels(Channels):
 class _SplitChannels(MpiChannels):
     """Channels whose communicator was made by `split`, and so is mnx's to free."""
 
+    @waits
     def _free(self) -> None:
         super()._free()
         self.mpi_comm.Free()

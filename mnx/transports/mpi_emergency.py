@@ -5,18 +5,51 @@ With `mpi`, which imports it late, the only module that imports mpi4py.
 
 from __future__ import annotations
 
+import atexit
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
 from mpi4py import MPI
 
 from mnx.transports import emergency
+from mnx.transports.base import Pending
+from mnx.transports.mpi import Requests
 
-_TAG = 0
+_OF_FAILURES, _OF_SECOND_LINE = 0, 1  # tags
 
 
-class MpiEmergency:
-    """Notices on a communicator of their own, which nobody else receives from.
+class _Notices:
+    """Small messages with a tag of their own, which nobody else receives.
 
     A rank that waits in a collective neither receives nor hinders them: they are few and small,
     and stay in its library's queue of unexpected messages.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, tag: int) -> None:
+        self._comm, self._tag = comm, tag
+        self._sending: list[MPI.Request] = []  # MPI reads their buffers until they end
+
+    def notify(self, notice: bytes, peers: Iterable[int]) -> None:
+        """Start sending `notice` to `peers`, this rank left out."""
+        self._sending = [request for request in self._sending if not request.Test()]
+        for peer in peers:
+            if peer != self._comm.rank:
+                self._sending.append(self._comm.Isend([notice, MPI.BYTE], peer, self._tag))
+
+    def poll(self) -> list[bytes]:
+        """Return the notices that have arrived."""
+        notices = []
+        status = MPI.Status()
+        while (message := self._comm.Improbe(MPI.ANY_SOURCE, self._tag, status)) is not None:
+            notice = bytearray(status.Get_count(MPI.BYTE))
+            message.Recv([notice, MPI.BYTE])
+            notices.append(bytes(notice))
+        return notices
+
+
+class MpiEmergency:
+    """Notices on a communicator of their own, the end by MPI_Abort.
 
     Parameters
     ----------
@@ -29,27 +62,53 @@ class MpiEmergency:
     def __init__(self, comm: MPI.Intracomm = MPI.COMM_WORLD) -> None:
         self._comm = comm.Dup()
         self.rank, self.size = self._comm.rank, self._comm.size
-        self._sending: list[MPI.Request] = []  # MPI reads their buffers until they end
+        self._notices = _Notices(self._comm, _OF_FAILURES)
 
     def notify(self, notice: bytes) -> None:
         """Start sending `notice` to every other rank."""
-        for peer in range(self.size):
-            if peer != self.rank:
-                self._sending.append(self._comm.Isend([notice, MPI.BYTE], peer, _TAG))
+        self._notices.notify(notice, range(self.size))
 
     def poll(self) -> list[bytes]:
         """Return the notices that have arrived."""
-        notices = []
-        status = MPI.Status()
-        while (message := self._comm.Improbe(MPI.ANY_SOURCE, _TAG, status)) is not None:
-            notice = bytearray(status.Get_count(MPI.BYTE))
-            message.Recv([notice, MPI.BYTE])
-            notices.append(bytes(notice))
-        return notices
+        return self._notices.poll()
 
     def abort(self, code: int) -> None:
         """End the job: all of COMM_WORLD, whatever communicators there are."""
         MPI.COMM_WORLD.Abort(code)
+
+    def second_line(self) -> MpiSecondLine | None:
+        """Return a line for another thread, if MPI takes calls of several at a time."""
+        is_safe = MPI.Query_thread() == MPI.THREAD_MULTIPLE
+        return MpiSecondLine(self._comm, _OF_SECOND_LINE) if is_safe else None
+
+
+class MpiSecondLine(_Notices):
+    """Notices, and a barrier, for a thread beside the main one."""
+
+    def start_barrier(self) -> Pending:
+        """Start a barrier of all ranks."""
+        return Requests([self._comm.Ibarrier()])
+
+    def before_end(self, leave: Callable[[], None]) -> None:
+        """Have `leave` called when the program ends or calls MPI.Finalize, whichever is first.
+
+        MPI_Finalize begins with deleting the attributes of COMM_SELF, while all else still works.
+        When mpi4py calls it after the end of the program, Python itself is gone: so atexit first.
+
+        References: MPI 4.1, section 11.2.4 (user functions at process termination).
+        """
+        owner = os.getpid()
+
+        def delete(comm: MPI.Comm, key: int, value: Any) -> None:
+            leave()
+
+        def at_exit() -> None:
+            if os.getpid() == owner and not MPI.Is_finalized():
+                MPI.COMM_SELF.Delete_attr(key)
+
+        key = MPI.Comm.Create_keyval(delete_fn=delete)
+        MPI.COMM_SELF.Set_attr(key, None)
+        atexit.register(at_exit)
 
 
 def register_once(comm: MPI.Comm) -> None:

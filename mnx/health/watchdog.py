@@ -1,0 +1,174 @@
+"""A job in which ranks wait for ever ends, with one report of who waits where, and for whom.
+
+    1. a rank has waited for others for MNX_TIMEOUT seconds:   it asks all ranks what they do
+    2. for GRACE seconds    the watchdogs answer, whatever their main threads do; if the wait
+                            ends meanwhile, all is well
+    3. the lowest rank      of those that have waited too long prints the report and aborts the
+       the next ones        job; these step in, one after the other, should that not come
+
+A thread of each rank looks once a second. When a program ends, it stays until all have ended, so
+that a rank which has left too early is named, and is gone before MPI is: MPI_Finalize must not
+overlap its calls. `MNX_TIMEOUT=0` turns this off. Forked workers have no watchdog, and are none of
+its business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import math
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Mapping
+
+from mnx.errors import ArgumentError
+from mnx.health import last_words, stacks
+from mnx.health.stalls import ELSEWHERE, ENDED, WAITS, State, report
+from mnx.transports import emergency, pickles, waiting
+from mnx.transports.base import Transport
+from mnx.transports.emergency import EmergencyChannel, SecondLine
+from mnx.transports.waiting import Wait
+
+TIMEOUT = 600.0  # seconds of waiting that are too long
+INTERVAL = 1.0  # seconds between two looks
+GRACE = 2.0  # seconds for the others to answer
+PATIENCE = 3.0  # more seconds for each lower rank to end the job
+
+_is_started = False
+
+
+def timeout_of(environ: Mapping[str, str] = os.environ) -> float:
+    """Return the seconds that `MNX_TIMEOUT` allows to wait; 0 means for ever."""
+    text = environ.get('MNX_TIMEOUT', '')
+    try:
+        timeout = float(text or TIMEOUT)
+    except ValueError:
+        timeout = math.nan
+    if not timeout >= 0:
+        raise ArgumentError(
+            'create_communicator: MNX_TIMEOUT is wrong, expected a number of seconds, '
+            f'0 for no watchdog, but got {text!r}. Set it anew or leave it out.'
+        )
+    return timeout
+
+
+def start(control: Transport, timeout: float) -> None:
+    """Start this rank's watchdog, unless it runs or `control` joins a part of the job only.
+
+    Collective over `control`. Rank 0's `timeout` counts for all: launchers do not pass every
+    variable on to other hosts. Without MPI, or if it serves one thread at a time, nothing starts.
+    """
+    global _is_started
+    channel = emergency.current()
+    if _is_started or channel is None or channel.size != control.size:
+        return
+    _is_started = True
+    line = channel.second_line()
+    facts = pickles.all_gather(control, (channel.rank, platform.node(), timeout, line is not None))
+    timeout = facts[0][2]
+    if line is not None and timeout > 0 and all(can for *_, can in facts):
+        hosts = [host for _, host, *_ in sorted(facts)]
+        Watchdog(channel, line, hosts, timeout).start()
+
+
+class Inquiry:
+    """What a rank that has waited too long learns of the others."""
+
+    def __init__(self, wait: Wait) -> None:
+        self.wait = wait
+        self.began = time.monotonic()
+        self.states: dict[int, State] = {}
+
+    def is_over(self, rank: int) -> bool:
+        """Return whether the others had their time: to answer, and lower ranks to end the job."""
+        lower = sum(state.is_overdue and state.rank < rank for state in self.states.values())
+        return time.monotonic() - self.began > GRACE + lower * PATIENCE
+
+
+class Watchdog(threading.Thread):
+    """The thread that looks after its rank, and answers the others'.
+
+    Parameters
+    ----------
+    channel : EmergencyChannel
+        Ends the job.
+    line : SecondLine
+        Carries questions and answers.
+    hosts : list of str
+        Each rank's.
+    timeout : float
+        Seconds that a rank may wait.
+    """
+
+    def __init__(
+        self, channel: EmergencyChannel, line: SecondLine, hosts: list[str], timeout: float
+    ) -> None:
+        super().__init__(name='mnx watchdog', daemon=True)
+        self._channel, self._line = channel, line
+        self._hosts, self._timeout = hosts, timeout
+        self._inquiry: Inquiry | None = None
+        self._has_ended = False
+        self._may_stop = threading.Event()
+        line.before_end(self._leave)
+
+    def run(self) -> None:
+        interval = min(INTERVAL, self._timeout / 4)
+        # an MPI that fails is the main thread's to tell
+        with contextlib.suppress(Exception):
+            while not self._may_stop.wait(interval / 10 if self._inquiry else interval):
+                self._look()
+
+    def _look(self) -> None:
+        self._listen()
+        state, wait = self._state()
+        if not state.is_overdue or wait is None:
+            self._inquiry = None
+        elif self._inquiry is None or self._inquiry.wait != wait:
+            self._inquiry = Inquiry(wait)
+            self._line.notify(state.encode(asks=True), range(self._channel.size))
+        elif self._inquiry.is_over(self._channel.rank):
+            self._end_job(self._inquiry, state)
+
+    def _listen(self) -> None:
+        """Answer who asks, keep what others answer."""
+        for notice in self._line.poll():
+            state, asks = State.decode(notice)
+            if self._inquiry is not None:
+                self._inquiry.states[state.rank] = state
+            if asks:
+                self._line.notify(self._state()[0].encode(asks=False), [state.rank])
+
+    def _state(self) -> tuple[State, Wait | None]:
+        rank, wait = self._channel.rank, waiting.longest()
+        if self._has_ended:
+            return State(rank, ENDED), None
+        thread = threading.main_thread().ident if wait is None else wait.thread
+        frame = sys._current_frames().get(thread or 0)
+        call, site = ('', '') if frame is None else stacks.describe(frame)
+        if wait is None:
+            return State(rank, ELSEWHERE, call, site), None
+        seconds = time.monotonic() - wait.start
+        return State(rank, WAITS, call, site, seconds, seconds >= self._timeout), wait
+
+    def _end_job(self, inquiry: Inquiry, own: State) -> None:
+        # A C thread that needs neither Python nor MPI: if either hangs, the process still ends.
+        with contextlib.suppress(Exception):
+            faulthandler.dump_traceback_later(2.0, exit=True)
+        states = inquiry.states | {own.rank: own}
+        last_words.say(report(states.values(), self._hosts, self._timeout))
+        last_words.abort(self._channel, 1)
+
+    def _leave(self) -> None:
+        """Wait until all ranks have ended their programs, as MPI_Finalize does, then stop."""
+        self._has_ended = True
+        try:
+            barrier, pause = self._line.start_barrier(), 0.0
+            while not barrier.test():
+                time.sleep(pause)
+                pause = min(pause + 0.001, 0.05)
+        finally:
+            self._may_stop.set()
+            self.join()

@@ -1,0 +1,48 @@
+"""Which threads of this rank wait for other ranks now, and since when.
+
+Transports mark what blocks; the watchdog reads it. A wait that ends, even for the next one to
+begin at once, is progress: the new one has another beginning.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import get_ident
+from time import monotonic
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec('P')
+R = TypeVar('R')
+
+_since: dict[int, float] = {}  # by thread: when its wait began
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A thread that waits since `start`, in seconds of `time.monotonic`."""
+
+    thread: int
+    start: float
+
+
+def waits(method: Callable[P, R]) -> Callable[P, R]:
+    """Mark a method that returns only when other ranks have done their part."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        thread = get_ident()
+        _since[thread] = monotonic()
+        try:
+            return method(*args, **kwargs)
+        finally:
+            _since.pop(thread, None)  # a marked method inside this one has taken it out already
+
+    return call
+
+
+def longest() -> Wait | None:
+    """Return the wait that has lasted longest; None while no thread waits."""
+    now = _since.copy()
+    return min((Wait(*item) for item in now.items()), key=lambda wait: wait.start, default=None)
