@@ -89,8 +89,8 @@ def verdict(everyone: Sequence[State]) -> tuple[set[int], list[str]]:
 
 
 _REASONS = {
-    NO_ANSWER: 'no answer. It is stopped, swapped out, its host is gone, or it is busy in code that holds '
-    'the GIL.',
+    NO_ANSWER: 'no answer. It is stopped, swapped out, its host is gone, or it is busy in code '
+    'that holds the GIL.',
     ENDED: 'it has ended its program while others wait. All ranks must make the same calls.',
     ELSEWHERE: 'it has not come to where others wait for it.',
 }

@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from mnx.errors import ArgumentError
 from mnx.health import last_words, stacks
@@ -35,7 +36,7 @@ from mnx.transports.waiting import Wait
 TIMEOUT = 600.0  # seconds of waiting that are too long
 INTERVAL = 1.0  # seconds between two looks
 GRACE = 2.0  # seconds for the others to answer
-PATIENCE = 3.0  # more seconds for each lower rank to end the job
+PATIENCE = 5.0  # more seconds for each lower rank to end the job
 
 _is_started = False
 
@@ -81,6 +82,11 @@ class Inquiry:
         self.wait = wait
         self.began = time.monotonic()
         self.states: dict[int, State] = {}
+
+    def add(self, state: State) -> None:
+        """Keep a state, its seconds as they were when the inquiry began."""
+        elapsed = time.monotonic() - self.began
+        self.states[state.rank] = replace(state, seconds=max(state.seconds - elapsed, 0.0))
 
     def is_over(self, rank: int) -> bool:
         """Return whether the others had their time: to answer, and lower ranks to end the job."""
@@ -137,7 +143,7 @@ class Watchdog(threading.Thread):
         for notice in self._line.poll():
             state, asks = State.decode(notice)
             if self._inquiry is not None:
-                self._inquiry.states[state.rank] = state
+                self._inquiry.add(state)
             if asks:
                 self._line.notify(self._state()[0].encode(asks=False), [state.rank])
 
@@ -156,9 +162,9 @@ class Watchdog(threading.Thread):
     def _end_job(self, inquiry: Inquiry, own: State) -> None:
         # A C thread that needs neither Python nor MPI: if either hangs, the process still ends.
         with contextlib.suppress(Exception):
-            faulthandler.dump_traceback_later(2.0, exit=True)
-        states = inquiry.states | {own.rank: own}
-        last_words.say(report(states.values(), self._hosts, self._timeout))
+            faulthandler.dump_traceback_later(PATIENCE, exit=True)
+        inquiry.add(own)
+        last_words.say(report(inquiry.states.values(), self._hosts, self._timeout))
         last_words.abort(self._channel, 1)
 
     def _leave(self) -> None:

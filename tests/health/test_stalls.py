@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from mnx.health.stalls import ELSEWHERE, ENDED, NO_ANSWER, WAITS, State, report, verdict
+
+
+def waiting(rank: int, call: str = 'allreduce', line: int = 8, seconds: float = 600.0) -> State:
+    return State(rank, WAITS, call, f'train.py:{line}', seconds, is_overdue=seconds >= 600)
+
+
+def test_a_state_travels() -> None:
+    for asks in (True, False):
+        assert State.decode(waiting(3).encode(asks=asks)) == (waiting(3), asks)
+
+
+def test_report() -> None:
+    known = [
+        waiting(4),
+        waiting(0, seconds=601.0),
+        State(1, ELSEWHERE, 'load', 'train.py:3'),
+        waiting(2),
+    ]
+    hosts = ['node1', 'node1', 'node1', 'node2', 'node2']
+    assert report(known, hosts, 600.0) == (
+        '\n[mnx] no progress for 600 s, the whole job of 5 ranks ends:\n'
+        '  rank     host          state      seconds  call       line\n'
+        '  0, 2, 4  node1, node2  waits      601      allreduce  train.py:8\n'
+        '> 1        node1         elsewhere           load       train.py:3\n'
+        '> 3        node2         no answer\n'
+        'Look at rank 3: no answer. It is stopped, swapped out, its host is gone, or it is busy in '
+        'code that holds the GIL.\n'
+        'Look at rank 1: it has not come to where others wait for it.\n'
+        'If they were healthy but slow: MNX_TIMEOUT=600 (seconds) was the limit, 0 is none.\n'
+    )
+
+
+def test_many_hosts_are_not_all_named() -> None:
+    text = report([waiting(rank) for rank in range(5)], [f'node{rank}' for rank in range(5)], 1.0)
+    assert '  0-4   node0, node1, node2, ...  waits' in text
+
+
+def test_each_sort_of_odd_ranks() -> None:
+    everyone = [
+        State(0, NO_ANSWER),
+        State(1, ENDED),
+        State(2, ELSEWHERE),
+        waiting(3),
+        State(4, ENDED),
+    ]
+    odd, reasons = verdict(everyone)
+    assert odd == {0, 1, 2, 4}
+    assert [reason.split(':')[0] for reason in reasons] == [
+        'Look at rank 0',
+        'Look at ranks 1, 4',
+        'Look at rank 2',
+    ]
+
+
+def test_those_that_wait_elsewhere_are_odd() -> None:
+    odd, reasons = verdict([waiting(0), waiting(1, 'barrier'), waiting(2), waiting(3, line=9)])
+    assert odd == {1, 3}
+    assert 'ranks 1, 3: others wait at another place' in reasons[0]
+
+
+def test_two_equal_parties_are_both_innocent() -> None:
+    odd, reasons = verdict([waiting(0), waiting(1, 'barrier')])
+    assert not odd
+    assert 'wait for one another at different places' in reasons[0]
+
+
+def test_all_wait_at_one_place() -> None:
+    odd, reasons = verdict([waiting(0, 'recv'), waiting(1, 'recv')])
+    assert not odd
+    assert 'each recv needs a send' in reasons[0]
