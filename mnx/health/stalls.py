@@ -77,22 +77,22 @@ def verdict(everyone: Sequence[State]) -> tuple[set[int], list[str]]:
     """Return the ranks at which to look first, and a sentence on each sort of them.
 
     >>> verdict([State(0, WAITS), State(1, ELSEWHERE), State(2, WAITS)])
-    ({1}, ['Look at rank 1: it has not come to where others wait for it.'])
+    ({1}, ['Others wait for rank 1 to come: look at that line.'])
     """
     odd, reasons = set(), []
     for kind, reason in _REASONS.items():
         ranks = [state.rank for state in everyone if state.kind == kind]
         if ranks:
             odd.update(ranks)
-            reasons.append(f'Look at {_who(ranks)}: {reason}')
+            reasons.append(reason.format(_who(ranks)))
     return (odd, reasons) if odd else _among_waiting(everyone)
 
 
 _REASONS = {
-    NO_ANSWER: 'no answer. It is stopped, swapped out, its host is gone, or it is busy in code '
-    'that holds the GIL.',
-    ENDED: 'it has ended its program while others wait. All ranks must make the same calls.',
-    ELSEWHERE: 'it has not come to where others wait for it.',
+    NO_ANSWER: 'No answer from {}: stopped, swapped out, host gone, or busy in code that holds the '
+    'GIL.',
+    ENDED: 'Others wait, but the program has ended on {}: all ranks must make the same calls.',
+    ELSEWHERE: 'Others wait for {} to come: look at that line.',
 }
 
 

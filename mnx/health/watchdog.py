@@ -1,8 +1,8 @@
 """A job in which ranks wait for ever ends, with one report of who waits where, and for whom.
 
     1. a rank has waited for others for MNX_TIMEOUT seconds:   it asks all ranks what they do
-    2. for GRACE seconds    the watchdogs answer, whatever their main threads do; if the wait
-                            ends meanwhile, all is well
+    2. for GRACE seconds    the watchdogs answer, whatever their main threads do (SILENCE seconds
+                            if some do not); if the wait ends meanwhile, all is well
     3. the lowest rank      of those that have waited too long prints the report and aborts the
        the next ones        job; these step in, one after the other, should that not come
 
@@ -35,7 +35,8 @@ from mnx.transports.waiting import Wait
 
 TIMEOUT = 600.0  # seconds of waiting that are too long
 INTERVAL = 1.0  # seconds between two looks
-GRACE = 2.0  # seconds for the others to answer
+GRACE = 2.0  # seconds in which the wait may still end
+SILENCE = 10.0  # seconds until a rank counts as one that does not answer
 PATIENCE = 5.0  # more seconds for each lower rank to end the job
 
 _is_started = False
@@ -88,10 +89,11 @@ class Inquiry:
         elapsed = time.monotonic() - self.began
         self.states[state.rank] = replace(state, seconds=max(state.seconds - elapsed, 0.0))
 
-    def is_over(self, rank: int) -> bool:
+    def is_over(self, rank: int, size: int) -> bool:
         """Return whether the others had their time: to answer, and lower ranks to end the job."""
         lower = sum(state.is_overdue and state.rank < rank for state in self.states.values())
-        return time.monotonic() - self.began > GRACE + lower * PATIENCE
+        patience = GRACE if len(self.states) == size - 1 else SILENCE
+        return time.monotonic() - self.began > patience + lower * PATIENCE
 
 
 class Watchdog(threading.Thread):
@@ -135,7 +137,7 @@ class Watchdog(threading.Thread):
         elif self._inquiry is None or self._inquiry.wait != wait:
             self._inquiry = Inquiry(wait)
             self._line.notify(state.encode(asks=True), range(self._channel.size))
-        elif self._inquiry.is_over(self._channel.rank):
+        elif self._inquiry.is_over(self._channel.rank, self._channel.size):
             self._end_job(self._inquiry, state)
 
     def _listen(self) -> None:

@@ -26,9 +26,9 @@ def test_report() -> None:
         '  0, 2, 4  node1, node2  waits      601      allreduce  train.py:8\n'
         '> 1        node1         elsewhere           load       train.py:3\n'
         '> 3        node2         no answer\n'
-        'Look at rank 3: no answer. It is stopped, swapped out, its host is gone, or it is busy in '
-        'code that holds the GIL.\n'
-        'Look at rank 1: it has not come to where others wait for it.\n'
+        'No answer from rank 3: stopped, swapped out, host gone, or busy in code that holds the '
+        'GIL.\n'
+        'Others wait for rank 1 to come: look at that line.\n'
         'If they were healthy but slow: MNX_TIMEOUT=600 (seconds) was the limit, 0 is none.\n'
     )
 
@@ -49,9 +49,9 @@ def test_each_sort_of_odd_ranks() -> None:
     odd, reasons = verdict(everyone)
     assert odd == {0, 1, 2, 4}
     assert [reason.split(':')[0] for reason in reasons] == [
-        'Look at rank 0',
-        'Look at ranks 1, 4',
-        'Look at rank 2',
+        'No answer from rank 0',
+        'Others wait, but the program has ended on ranks 1, 4',
+        'Others wait for rank 2 to come',
     ]
 
 
