@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from mnx.errors import ArgumentError
-from mnx.health import last_words, stacks
+from mnx.health import farewell, last_words, stacks
 from mnx.health.stalls import ELSEWHERE, ENDED, WAITS, State, report
 from mnx.transports import emergency, pickles, waiting
 from mnx.transports.base import Transport
@@ -151,7 +151,7 @@ class Watchdog(threading.Thread):
 
     def _state(self) -> tuple[State, Wait | None]:
         rank, wait = self._channel.rank, waiting.longest()
-        if self._has_ended:
+        if self._has_ended or farewell.is_leaving():
             return State(rank, ENDED), None
         thread = threading.main_thread().ident if wait is None else wait.thread
         frame = sys._current_frames().get(thread or 0)

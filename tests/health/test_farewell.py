@@ -60,5 +60,12 @@ def test_an_end_that_is_no_error(program: str, check: str) -> None:
     assert (job.returncode, job.stdout) == (0, '')
 
 
+def test_ranks_that_have_ended_may_wait_long_for_the_last() -> None:
+    """What one rank does at the end, such as plots, is no reason to end the job."""
+    program = 'import time; time.sleep(4 * (comm.rank == 0))'
+    job = mpiexec(2, START + program, timeout=30, env={'MNX_TIMEOUT': '1'})
+    assert (job.returncode, job.stdout) == (0, '')
+
+
 def test_an_exit_status_stays() -> None:
     assert mpiexec(2, START + 'sys.exit(7)', timeout=30).returncode == 7
