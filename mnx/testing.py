@@ -121,6 +121,65 @@ def assert_transparent(
         assert difference <= rtol, f'{name} differs by {difference:.3g} of its largest value'
 
 
+def assert_adjoint(
+    comm: Communicator,
+    f: Callable[..., Any],
+    *xs: Array | None,
+    rtol: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Check that the backward pass of a linear function is its adjoint: <Ax, y> = <x, A*y>.
+
+    Both products are summed over all ranks, since each rank holds a part of x and of y.
+
+    Collective: all ranks call it, and all fail if one does.
+
+    Parameters
+    ----------
+    comm : Communicator
+    f : callable
+        A: linear in all its arguments together; takes variables, returns one or a tuple of them.
+    *xs : array or None
+        This rank's part of x, as `f` takes it; None is passed on as it is.
+    rtol : float, optional
+        Largest difference allowed, relative to the sum of the products' absolute terms. Default:
+        100 times the precision of the coarsest dtype.
+    seed : int
+        Each rank draws its part of y from it.
+
+    Examples
+    --------
+    >>> import mnx
+    >>> comm = mnx.create_communicator('local')
+    >>> assert_adjoint(comm, lambda x: mnx.functions.allreduce(comm, 2 * x), np.arange(3.0))
+    """
+    variables = [None if x is None else chainer.Variable(x) for x in xs]
+    found = f(*variables)
+    ys = list(found) if isinstance(found, (list, tuple)) else [found]
+    generator = np.random.default_rng([seed, comm.rank])
+    for y in ys:
+        y.grad = np.asarray(generator.standard_normal(y.shape), y.dtype)
+    pairs = [[(y.array, y.grad) for y in ys]]
+    chainer.backward(ys)
+    pairs.append([(x.array, x.grad) for x in variables if x is not None and x.grad is not None])
+    coarsest = max(np.finfo(a.dtype).eps for part in pairs for a, _ in part) if any(pairs) else 0.0
+    left, right = (_products(part) for part in pairs)
+    precision = float(comm.allreduce(np.array(float(coarsest)), 'max'))
+    totals = comm.allreduce(np.array([left, right]))
+    difference = abs(float(totals[0, 0] - totals[1, 0]))
+    limit = (100 * precision if rtol is None else rtol) * float(totals[:, 1].max())
+    assert difference <= limit, (
+        f'<Ax, y> = {totals[0, 0]:.17g}, but <x, A*y> = {totals[1, 0]:.17g}: '
+        'the backward pass is not the adjoint of the forward pass'
+    )
+
+
+def _products(pairs: Sequence[tuple[Array, Array]]) -> tuple[float, float]:
+    """Return the sum of <a, b> over the pairs, and the sum of its absolute terms."""
+    terms = [np.multiply(a, b, dtype=np.float64) for a, b in pairs]
+    return float(sum(t.sum() for t in terms)), float(sum(abs(t).sum() for t in terms))
+
+
 def relative_difference(x: Array, expected: Array) -> float:
     """Return the largest difference, relative to the largest value of `expected`.
 
