@@ -17,8 +17,9 @@ share. Three things see to it:
 - A node's rank (Chainer runs backward by descending rank) is greater than that of every node before
   it: backward communicates in the *reverse order of the calls*, whatever the graphs look like.
   Ranks that could talk in one order can talk in the reverse one, too.
-- The adjoint's token is the one that the node returned. So the backward pass of a backward pass
-  goes on from the adjoint to the node on all ranks, though on some the loss may be linear.
+- The adjoint's token depends on the one that the node returned, and on its gradient. So the
+  backward pass of a backward pass goes on from the adjoint to the node, and to the adjoints before
+  it, on all ranks, though on some the loss may be linear.
 """
 
 from __future__ import annotations
@@ -122,10 +123,15 @@ class Communication(chainer.FunctionNode):
     def backward(
         self, indexes: Sequence[int], gys: Sequence[Variable | None]
     ) -> tuple[Variable | None, ...]:
-        (token,) = self.get_retained_outputs()
         node = self.adjoint(self.comm, self.route)
-        gxs = node.apply((*filled(gys[:-1], self._likes), token))
+        gxs = node.apply((*filled(gys[:-1], self._likes), self._token_of_adjoint(gys[-1])))
         return tuple(gxs[i] if self._is_differentiable(i) else None for i in indexes)
+
+    def _token_of_adjoint(self, gtoken: Variable | None) -> Variable:
+        """Return this node's own token, made dependent on its gradient, where it has one."""
+        (token,) = self.get_retained_outputs()
+        token.retain_data()  # Chainer does so only once, and forgets it with the first variable
+        return token if gtoken is None else token + gtoken
 
     def _is_differentiable(self, index: int) -> bool:
         return self.inputs[index].dtype.kind not in 'biu'

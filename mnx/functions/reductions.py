@@ -27,8 +27,7 @@ class Reduction(Communication):
         self, indexes: Sequence[int], gys: Sequence[Variable | None]
     ) -> tuple[Variable | None, ...]:
         (x,) = self.get_retained_inputs()
-        (token,) = self.get_retained_outputs()
-        slope, token = self.slope(x, token)
+        slope, token = self.slope(x, self._token_of_adjoint(gys[-1]))
         gy, token = self._total().run(filled(gys[:-1], self._likes), token)
         gxs = (gy * slope if self._is_differentiable(0) else None, token)
         return tuple(gxs[i] for i in indexes)
