@@ -48,7 +48,7 @@ def test_order_holds_across_communicators(comm: Communicator) -> None:
     a = MF.allreduce(pair, deep(x, comm.rank % 3))
     b = MF.allreduce(comm, deep(x, 2 - comm.rank % 3))
     losses = [F.sum(a), F.sum(b)]
-    (losses[comm.rank % 2] + losses[1 - comm.rank % 2]).backward()
+    (losses[1 - comm.rank % 2] + losses[comm.rank % 2]).backward()
     np.testing.assert_array_equal(x.grad, [pair.size + comm.size] * 2)
 
 

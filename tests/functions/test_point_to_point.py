@@ -102,12 +102,12 @@ def test_messages_need_no_chain(comm: Communicator, length: int) -> None:
     """Gradients travel in the reverse order of the messages, whatever depends on what."""
     x = chainer.Variable(np.linspace(0, 1, length))
     if comm.rank == 0:
-        deep = x * 1
+        deep = x * 4
         for _ in range(5):
             deep = deep * 1
-        first, second, third = (MF.send(v, comm, 1) for v in (x, deep, 2 * x))
+        first, second, third = (MF.send(v, comm, 1) for v in (deep, x, 2 * x))
         MF.pseudo_connect(second, *MF.pseudo_connect(first, third))[0].backward()
-        np.testing.assert_allclose(x.grad, 2 + 3 + 2 * 5)
+        np.testing.assert_allclose(x.grad, 4 * 2 + 3 + 2 * 5)
     if comm.rank == 1:
         ys = [MF.recv(comm, 0) for _ in range(3)]
         loss = F.sum(5 * ys[2]) + F.sum(2 * ys[0])
