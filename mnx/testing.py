@@ -159,17 +159,16 @@ def assert_adjoint(
     generator = np.random.default_rng([seed, comm.rank])
     for y in ys:
         y.grad = np.asarray(generator.standard_normal(y.shape), y.dtype)
-    pairs = [[(y.array, y.grad) for y in ys]]
+    pairs = [(y.array, y.grad) for y in ys]  # backward takes the gradients away
     chainer.backward(ys)
-    pairs.append([(x.array, x.grad) for x in variables if x is not None and x.grad is not None])
-    coarsest = max(np.finfo(a.dtype).eps for part in pairs for a, _ in part) if any(pairs) else 0.0
-    left, right = (_products(part) for part in pairs)
-    precision = float(comm.allreduce(np.array(float(coarsest)), 'max'))
-    totals = comm.allreduce(np.array([left, right]))
-    difference = abs(float(totals[0, 0] - totals[1, 0]))
-    limit = (100 * precision if rtol is None else rtol) * float(totals[:, 1].max())
-    assert difference <= limit, (
-        f'<Ax, y> = {totals[0, 0]:.17g}, but <x, A*y> = {totals[1, 0]:.17g}: '
+    back = [(x.array, x.grad) for x in variables if x is not None and x.grad is not None]
+    precision = max((np.finfo(a.dtype).eps for a, _ in pairs + back if a.size), default=0)
+    rtol = 100 * float(comm.allreduce(np.array(float(precision)), 'max')) if rtol is None else rtol
+    (left, left_size), (right, right_size) = comm.allreduce(
+        np.array([_products(pairs), _products(back)])
+    ).tolist()
+    assert abs(left - right) <= rtol * max(left_size, right_size), (
+        f'<Ax, y> = {left:.17g}, but <x, A*y> = {right:.17g}: '
         'the backward pass is not the adjoint of the forward pass'
     )
 
