@@ -91,6 +91,51 @@ def synchronize(x: Array) -> None:
         sys.modules['cupy'].cuda.get_current_stream().synchronize()
 
 
+def place_of(*arrays: Array) -> str:
+    """Return where arrays are: 'cpu' or 'gpu'; they must be in one place.
+
+    Raises
+    ------
+    ArgumentError
+        Some are here, some are there.
+    """
+    places = sorted({'gpu' if on_gpu(x) else 'cpu' for x in arrays})
+    if len(places) > 1:
+        raise ArgumentError(
+            "some arrays are NumPy's and some are CuPy's, but those of one call travel one way. "
+            'Move them to one place.'
+        )
+    return places[0] if places else 'cpu'
+
+
+def copy_across(source: Array, target: Array) -> None:
+    """Copy a flat array to one of equal size and dtype, between host and GPU or on the host.
+
+    Returns when both may be used again: CuPy's `set` from pinned memory would return before.
+    """
+    if source.size == 0:
+        return
+    if on_gpu(source):
+        source.get(out=target)
+    elif on_gpu(target):
+        target.set(source)
+        synchronize(target)
+    else:
+        np.copyto(target, source)
+
+
+def to_host(x: Array) -> Array:
+    """Return `x` as an array of NumPy: itself if it is one."""
+    return x.get() if on_gpu(x) else x
+
+
+def pinned_empty(nbytes: int) -> Array:
+    """Return `nbytes` of host memory, flat uint8, which GPUs copy at full speed."""
+    import cupyx
+
+    return cupyx.empty_pinned(nbytes, np.uint8)
+
+
 @cache
 def dtype_number(dtype: np.dtype[Any]) -> int:
     """Return the number of `dtype` in message headers, or -1 if it cannot travel."""

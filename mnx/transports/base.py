@@ -122,7 +122,7 @@ class Transport(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Free what the transport holds. Collective."""
+        """Free what the transport holds. Collective; a second call does nothing."""
 
 
 class Channels(ABC):

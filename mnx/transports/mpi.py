@@ -253,7 +253,8 @@ class MpiTransport(Transport):
 
     @waits
     def close(self) -> None:
-        self._comm.Free()
+        if self._comm:  # a second call does nothing
+            self._comm.Free()
 
 
 class MpiChannels(Channels):
