@@ -11,6 +11,7 @@ Each derives from `MnxError` and from the built-in it specialises, so that both
     │   └── MissingDataError (FileNotFoundError)  a data set is not there
     ├── ClosedError        (RuntimeError)       a communicator is used after finalize()
     ├── LaunchError        (RuntimeError)       the launcher and MPI do not fit together
+    ├── TransportError     (RuntimeError)       a transport failed: a lost rank, a device, a library
     ├── MissingPackageError (ImportError)       an optional package is needed
     └── RemoteError        (RuntimeError)       another rank failed with an error of its own
 """
@@ -48,6 +49,10 @@ class ClosedError(MnxError, RuntimeError):
 
 class LaunchError(MnxError, RuntimeError):
     """The launcher and the MPI library do not fit together."""
+
+
+class TransportError(MnxError, RuntimeError):
+    """A transport failed: a rank was lost, or a device or library does not do its work."""
 
 
 class MissingPackageError(MnxError, ImportError):

@@ -18,6 +18,7 @@ BUILT_IN = {
     errors.MissingDataError: FileNotFoundError,
     errors.ClosedError: RuntimeError,
     errors.LaunchError: RuntimeError,
+    errors.TransportError: RuntimeError,
     errors.MissingPackageError: ImportError,
     errors.RemoteError: RuntimeError,
 }
