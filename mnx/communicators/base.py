@@ -31,6 +31,8 @@ class Communicator(ArrayMessages, ObjectMessages, ModelMessages):
     """
 
     name = 'base'
+    needs_nccl = False  # cannot be made without
+    carries_by_nccl = False  # all arrays on GPUs
     reason = 'there is one process'
 
     def __init__(self, channels: Channels | None = None, config: Config | None = None) -> None:

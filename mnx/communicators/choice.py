@@ -1,10 +1,12 @@
-"""What 'auto' stands for: a pure function of where the ranks are."""
+"""What 'auto' stands for: a pure function of where the ranks are, and of their GPUs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mnx.topology import Topology
+from mnx.transports.devices import Devices
 
 
 @dataclass(frozen=True)
@@ -15,8 +17,8 @@ class Choice:
     reason: str
 
 
-def choose(topology: Topology) -> Choice:
-    """Return the fastest communicator for ranks on these nodes.
+def choose(topology: Topology, devices: Sequence[Devices] = ()) -> Choice:
+    """Return the fastest communicator for ranks on these nodes, with these GPUs if there are any.
 
     >>> choose(Topology.of_hosts(['a', 'a', 'b', 'b'])).name
     'two_dimensional'
@@ -24,8 +26,21 @@ def choose(topology: Topology) -> Choice:
     size = sum(len(ranks) for ranks in topology.nodes)
     if size == 1:
         return Choice('naive', 'there is one rank')
+    if devices and all(not d.problem for d in devices) and _one_gpu_each(topology, devices):
+        version = devices[0].nccl
+        number = f'{version // 10000}.{version // 100 % 100}'
+        return Choice('nccl', f'each of the {size} ranks has a GPU, and there is NCCL {number}')
     if topology.inter_size == 1:
         return Choice('shared_memory', f'all {size} ranks are on one node')
     if all(len(ranks) == 1 for ranks in topology.nodes):
         return Choice('flat', f'the {size} ranks are on as many nodes')
     return Choice('two_dimensional', f'{size} ranks are on {topology.inter_size} nodes')
+
+
+def _one_gpu_each(topology: Topology, devices: Sequence[Devices]) -> bool:
+    """Tell whether each node has as many GPUs as ranks, whoever of them sees which."""
+    return all(
+        all(devices[rank].gpus for rank in ranks)
+        and len({gpu for rank in ranks for gpu in devices[rank].gpus}) >= len(ranks)
+        for ranks in topology.nodes
+    )

@@ -167,7 +167,7 @@ class Endpoint:
         return rank
 
     def _tag(self, call: str, tag: SupportsIndex) -> int:
-        highest = self._channels.mail.max_tag
+        highest = min(self._channels.mail.max_tag, self._arrays.max_tag)
         if not 0 <= operator.index(tag) <= highest:
             raise ArgumentError(f'{call}: a tag is 0 to {highest}, but got {tag!r}.')
         return operator.index(tag)

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from mnx.communicators.base import Communicator, float_dtype
 from mnx.communicators.choice import choose
+from mnx.communicators.dummy import DummyCommunicator
 from mnx.communicators.endpoint import Config
 from mnx.communicators.flat import FlatCommunicator
 from mnx.communicators.hierarchical import HierarchicalCommunicator
 from mnx.communicators.local import LocalCommunicator
 from mnx.communicators.naive import NaiveCommunicator
+from mnx.communicators.nccl import NcclCommunicator
+from mnx.communicators.non_cuda_aware import NonCudaAwareCommunicator
 from mnx.communicators.shared_memory import SharedMemoryCommunicator
 from mnx.communicators.two_dimensional import TwoDimensionalCommunicator
-from mnx.errors import ArgumentError
+from mnx.errors import ArgumentError, MissingPackageError
 from mnx.health import farewell, watchdog
 from mnx.health.meeting import Meetings
 from mnx.topology import Topology
-from mnx.transports import launch
-from mnx.transports.base import Channels
+from mnx.transports import devices, gpu_aware, launch
+from mnx.transports.base import Channels, Transport
+from mnx.transports.devices import Devices
+from mnx.transports.host_staged import HostStagedTransport
+from mnx.transports.layer import LayeredChannels
 from mnx.transports.local import LocalChannels
+from mnx.transports.nccl import NcclTransport
 
 COMMUNICATORS: dict[str, type[Communicator]] = {
     cls.name: cls
@@ -31,11 +39,14 @@ COMMUNICATORS: dict[str, type[Communicator]] = {
         HierarchicalCommunicator,
         TwoDimensionalCommunicator,
         SharedMemoryCommunicator,
+        NcclCommunicator,
+        NonCudaAwareCommunicator,
+        DummyCommunicator,
         LocalCommunicator,
     )
 }
 
-ALIASES = {'single_node': 'shared_memory'}  # ChainerMN's names
+ALIASES = {'single_node': 'shared_memory', 'pure_nccl': 'nccl'}  # ChainerMN's names
 
 NAMES = ('auto', *COMMUNICATORS, *ALIASES)
 
@@ -58,8 +69,9 @@ def create_communicator(
     ----------
     communicator_name : str
         'auto' (the fastest one for the place: ``comm.describe()`` says which), 'naive', 'flat',
-        'shared_memory' (alias 'single_node'), 'hierarchical', 'two_dimensional', or 'local'
-        (this process alone).
+        'shared_memory' (alias 'single_node'), 'hierarchical', 'two_dimensional', 'nccl' (alias
+        'pure_nccl'), 'non_cuda_aware', 'dummy' (packs gradients, sends none), or 'local' (this
+        process alone).
     mpi_comm : mpi4py.MPI.Comm, optional
         The ranks to join; default: all of the job. It is duplicated, never used for messages.
     allreduce_grad_dtype : dtype, optional
@@ -78,6 +90,8 @@ def create_communicator(
         An unknown name, a dtype that is not floating-point, or a bad ``MNX_TIMEOUT``.
     LaunchError
         A launcher started several processes, but MPI does not join them.
+    MissingPackageError
+        'nccl' or 'non_cuda_aware', and some rank has no CuPy, GPU or NCCL (on all ranks).
 
     Examples
     --------
@@ -104,15 +118,52 @@ def create_communicator(
 
 def build(name: str, channels: Channels, config: Config | None = None) -> Communicator:
     """Return the communicator of this name over `channels`. Collective."""
-    if isinstance(channels, LocalChannels):
-        return LocalCommunicator(channels, config)
+    seen = devices.survey(channels.control)
+    topology = Topology.of_hosts(channels.hosts)
     reason = 'asked for by name'
     if name == 'auto':
-        choice = choose(Topology.of_hosts(channels.hosts))
+        choice = choose(topology, seen)
         name, reason = choice.name, f"'auto': {choice.reason}"
-    made = COMMUNICATORS[ALIASES.get(name, name)](channels, config)
+    cls = COMMUNICATORS[ALIASES.get(name, name)]
+    if cls.needs_nccl:
+        _check_nccl(cls.name, seen)
+    if isinstance(channels, LocalChannels):
+        return LocalCommunicator(channels, config)
+    made = cls(_with_gpus(cls, channels, topology, seen), config)
     made.reason = reason
     return made
+
+
+def _check_nccl(name: str, seen: Sequence[Devices]) -> None:
+    """Raise on every rank, since all have seen the same."""
+    problems = {rank: d.problem for rank, d in enumerate(seen) if d.problem}
+    if problems:
+        rank, problem = next(iter(problems.items()))
+        raise MissingPackageError(
+            f'{name}: needs a GPU, CuPy and NCCL on every rank, but on rank {rank} of {len(seen)} '
+            f'{problem}. Install mnx[cuda12] or mnx[cuda13], whichever fits the driver, or use '
+            "'auto' on CPUs."
+        )
+
+
+def _with_gpus(
+    cls: type[Communicator], channels: Channels, topology: Topology, seen: Sequence[Devices]
+) -> Channels:
+    """Put on top of MPI what carries arrays on GPUs, if there are any. Collective."""
+    if not any(d.gpus for d in seen):
+        return channels
+    if cls.carries_by_nccl:
+        return LayeredChannels(channels, _nccl_over_host)
+    rank = channels.control.rank
+    if cls.needs_nccl or not gpu_aware.agreed(
+        channels.control, bool(seen[rank].gpus), topology.intra_rank(rank) == 0
+    ):
+        return LayeredChannels(channels, HostStagedTransport)
+    return channels
+
+
+def _nccl_over_host(below: Transport) -> Transport:
+    return NcclTransport(HostStagedTransport(below))
 
 
 def _channels(name: str, mpi_comm: Any) -> Channels:
