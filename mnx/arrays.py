@@ -9,13 +9,14 @@ The rules for bool, integers, float16 and bfloat16 live here and nowhere else:
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnx.errors import ArgumentError, DtypeError
+from mnx.errors import ArgumentError, DtypeError, MissingPackageError
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -69,15 +70,13 @@ class Reduction:
 
 def is_array(x: object) -> bool:
     """Tell whether `x` is a NumPy or CuPy array (or a NumPy scalar)."""
-    if isinstance(x, (np.ndarray, np.generic)):
-        return True
+    return isinstance(x, (np.ndarray, np.generic)) or on_gpu(x)
+
+
+def on_gpu(x: object) -> bool:
+    """Tell whether `x` lives in the memory of a GPU."""
     cupy = sys.modules.get('cupy')
     return cupy is not None and isinstance(x, cupy.ndarray)
-
-
-def on_gpu(x: Array) -> bool:
-    """Tell whether `x` lives in the memory of a GPU."""
-    return not isinstance(x, (np.ndarray, np.generic))
 
 
 def module_of(x: Array) -> Any:
@@ -124,9 +123,33 @@ def copy_across(source: Array, target: Array) -> None:
         np.copyto(target, source)
 
 
-def to_host(x: Array) -> Array:
-    """Return `x` as an array of NumPy: itself if it is one."""
-    return x.get() if on_gpu(x) else x
+def to_place(x: Array, place: str) -> Array:
+    """Return the contiguous array `x` on the CPU or the current GPU: itself if it is there."""
+    if on_gpu(x) == (place == 'gpu'):
+        return x
+    moved = empty_at(place, x.shape, x.dtype)
+    copy_across(flat(x), flat(moved))
+    return moved
+
+
+def empty_at(place: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
+    """Return a new uninitialised array on the CPU or the current GPU.
+
+    Raises
+    ------
+    MissingPackageError
+        It should be on a GPU, but there is no CuPy.
+    """
+    if place == 'cpu':
+        return np.empty(shape, dtype)
+    try:
+        import cupy
+    except ImportError as error:
+        raise MissingPackageError(
+            f'another rank sent an array of CuPy, which is not installed here ({error}). '
+            'Install mnx[cuda12] or mnx[cuda13], or send arrays of NumPy.'
+        ) from error
+    return cupy.empty(tuple(shape), dtype)
 
 
 def pinned_empty(nbytes: int) -> Array:

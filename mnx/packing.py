@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from mnx.arrays import Array, empty_like, flat, module_of, on_gpu
+from mnx.packing_gpu import BatchedCopy, supports
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,28 +86,61 @@ class Packer:
     """
 
     def __init__(self) -> None:
+        self._batched: WeakKeyDictionary[Bucket, BatchedCopy] = WeakKeyDictionary()
         self._spare: dict[tuple[Any, bool], Array] = {}
         self._views: WeakKeyDictionary[Bucket, tuple[Array, list[Array]]] = WeakKeyDictionary()
 
-    def pack(self, bucket: Bucket, arrays: Sequence[Array]) -> Array:
-        """Return the bucket's members as one flat buffer in its wire dtype.
+    def pack(
+        self,
+        bucket: Bucket,
+        arrays: Sequence[Array],
+        factor: float = 1.0,
+        *,
+        batched: bool = False,
+    ) -> Array:
+        """Return the bucket's members, times `factor`, as one flat buffer in its wire dtype.
 
-        A single contiguous array of that dtype is its own buffer: nothing is copied.
+        A single contiguous array of that dtype is its own buffer: nothing is copied. `batched`:
+        on a GPU, by one kernel, which does not keep the bits of a NaN.
         """
         members = [arrays[i] for i in bucket.members]
         if in_place(bucket, members):
-            return flat(members[0])
-        buffer, _ = self._buffer(bucket, members[0])
-        return concatenate(members, buffer)
+            buffer = flat(members[0])
+        else:
+            buffer, _ = self._buffer(bucket, members[0])
+            if batched and _by_kernel(bucket, members):
+                self._kernel(bucket).pack(members, buffer, factor)
+                return buffer
+            concatenate(members, buffer)
+        multiply(buffer, factor)
+        return buffer
 
-    def unpack(self, bucket: Bucket, buffer: Array, arrays: Sequence[Array]) -> None:
-        """Copy the buffer back into the members, whatever their layout and dtype."""
+    def unpack(
+        self,
+        bucket: Bucket,
+        buffer: Array,
+        arrays: Sequence[Array],
+        divisor: float = 1.0,
+        *,
+        batched: bool = False,
+    ) -> None:
+        """Copy the buffer, divided by `divisor`, into the members, of any layout and dtype."""
         members = [arrays[i] for i in bucket.members]
-        if in_place(bucket, members):
+        alone = in_place(bucket, members)
+        if batched and not alone and _by_kernel(bucket, members):
+            self._kernel(bucket).unpack(buffer, members, divisor)
+            return
+        divide(buffer, divisor)
+        if alone:
             return
         views = self._views[bucket][1]
         for member, view in zip(members, views, strict=True):
             member[...] = view
+
+    def _kernel(self, bucket: Bucket) -> BatchedCopy:
+        if bucket not in self._batched:
+            self._batched[bucket] = BatchedCopy([math.prod(shape) for shape in bucket.shapes])
+        return self._batched[bucket]
 
     def _buffer(self, bucket: Bucket, like: Array) -> tuple[Array, list[Array]]:
         """Return the bucket's flat buffer, and views into it shaped like the members."""
@@ -124,6 +158,28 @@ class Packer:
             self._spare[key] = empty_like(like, (size,), dtype)
             self._views.clear()  # they would keep the old buffer alive
         return self._spare[key]
+
+
+def _by_kernel(bucket: Bucket, members: Sequence[Array]) -> bool:
+    return on_gpu(members[0]) and supports(members, bucket.wire)
+
+
+def multiply(part: Array, factor: float) -> None:
+    """Multiply an array by a rank's weight, in place."""
+    if factor == 0.0:
+        part.fill(0)  # not a product: nobody's NaN may come in with weight 0
+    elif factor != 1.0:
+        part *= factor
+
+
+def divide(total: Array, divisor: float) -> None:
+    """Divide an array, in place."""
+    if divisor == 1.0:
+        return
+    if math.frexp(divisor)[0] == 0.5:
+        total *= 1 / divisor  # a power of two: the same bits, ten times as fast
+    else:
+        total /= divisor  # rounded once, unlike a product with 1 / divisor
 
 
 def concatenate(arrays: Sequence[Array], out: Array) -> Array:

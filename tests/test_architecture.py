@@ -29,7 +29,7 @@ LAYERS = (
     {'optimizers', 'links'},
     {'gradients', 'functions', 'datasets', 'iterators'},
     {'communicators'},
-    {'packing', 'topology', 'health'},
+    {'packing', 'packing_gpu', 'topology', 'health'},
     {'transports'},
     {'arrays', 'errors', 'chainer_compat'},
 )

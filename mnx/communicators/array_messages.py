@@ -8,7 +8,19 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from mnx.arrays import Array, Reduction, as_bytes, empty_like, flat, is_array, reduction, sendable
+from mnx.arrays import (
+    Array,
+    Reduction,
+    as_bytes,
+    empty_like,
+    flat,
+    is_array,
+    module_of,
+    on_gpu,
+    place_of,
+    reduction,
+    sendable,
+)
 from mnx.communicators import headers
 from mnx.communicators.endpoint import Endpoint
 from mnx.communicators.point_to_point import PointToPoint
@@ -41,6 +53,8 @@ class ArrayMessages(Endpoint):
 
     All NumPy numeric dtypes and bool (and bfloat16 with ml_dtypes), any layout, 0-d and empty
     arrays. Results are new C-contiguous arrays, except that ``bcast`` returns the root's own.
+    What was an array of CuPy arrives as one, on the receiver's current GPU; in one collective all
+    ranks' arrays are NumPy's or all are CuPy's.
     """
 
     def allreduce(self, x: Array, op: str = 'sum') -> Array:
@@ -72,7 +86,7 @@ class ArrayMessages(Endpoint):
         """
         with self._meet('allreduce') as meeting:
             x, rule = _reducible(x, op, 'allreduce')
-            meeting.bring(op, x.dtype, x.shape)
+            meeting.bring(op, *_kind(x))
         total = empty_like(x, x.shape, rule.wire)
         self._arrays.all_reduce(flat(x.astype(rule.wire, copy=False)), rule.op, flat(total))
         return self._finished(total, op, rule)
@@ -95,7 +109,7 @@ class ArrayMessages(Endpoint):
         """
         with self._meet('start_allreduce') as meeting:
             x, rule = _reducible(x, op, 'start_allreduce')
-            meeting.bring(op, x.dtype, x.shape)
+            meeting.bring(op, *_kind(x))
         total = x.astype(rule.wire)
         pending = self._arrays.start_all_reduce(flat(total), rule.op)
         return PendingArray(pending, lambda: self._finished(total, op, rule))
@@ -113,7 +127,7 @@ class ArrayMessages(Endpoint):
         with self._meet('reduce') as meeting:
             root = self._rank('reduce', 'root', root)
             x, rule = _reducible(x, op, 'reduce')
-            meeting.bring(op, f'root={root}', x.dtype, x.shape)
+            meeting.bring(op, f'root={root}', *_kind(x))
         total = x.astype(rule.wire, copy=self.rank == root)
         self._arrays.reduce(flat(total), root, rule.op)
         return self._finished(total, op, rule) if self.rank == root else None
@@ -137,10 +151,11 @@ class ArrayMessages(Endpoint):
         with self._meet('reduce_scatter') as meeting:
             xs = self._row(xs, 'reduce_scatter')
             rules = [reduction(x.dtype, op) for x in xs]
-            meeting.bring(op, *((x.dtype, x.shape) for x in xs))
-        mine = np.empty(xs[self.rank].shape, rules[self.rank].wire)
+            meeting.bring(op, *((x.dtype, x.shape) for x in xs), *_where(xs[0]))
+        mine = empty_like(xs[0], xs[self.rank].shape, rules[self.rank].wire)
         if len({(rule.wire, rule.op) for rule in rules}) == 1:
-            sent = np.concatenate([flat(x) for x in xs]).astype(rules[0].wire, copy=False)
+            sent = module_of(mine).concatenate([flat(x) for x in xs])
+            sent = sent.astype(rules[0].wire, copy=False)
             counts = [x.size for x in xs]
             self._arrays.reduce_scatter(sent, flat(mine), counts, rules[0].op)
         else:
@@ -182,8 +197,8 @@ class ArrayMessages(Endpoint):
         """
         with self._meet('gather') as meeting:
             root = self._rank('gather', 'root', root)
-            meeting.bring(f'root={root}')
             x = sendable(x, 'gather')
+            meeting.bring(f'root={root}', *_where(x))
         at_root = self.rank == root
         table: Array = np.empty((self.size, headers.WORDS), np.int64) if at_root else None
         self._control.gather(headers.header(x), table, root)
@@ -200,12 +215,13 @@ class ArrayMessages(Endpoint):
         -------
         tuple of `size` arrays, in rank order
         """
-        with self._meet('allgather'):
+        with self._meet('allgather') as meeting:
             x = sendable(x, 'allgather')
+            meeting.bring(*_where(x))
         table = np.empty((self.size, headers.WORDS), np.int64)
         self._control.all_gather(headers.header(x), flat(table), [headers.WORDS] * self.size)
         counts = headers.nbytes(table)
-        received = np.empty(sum(counts), np.uint8)
+        received = empty_like(x, (sum(counts),), np.uint8)
         self._arrays.all_gather(as_bytes(x), received, counts)
         return headers.cut(received, table)
 
@@ -242,8 +258,9 @@ class ArrayMessages(Endpoint):
         -------
         tuple of `size` arrays; the s-th came from rank s
         """
-        with self._meet('alltoall'):
+        with self._meet('alltoall') as meeting:
             rows = self._row(xs, 'alltoall')
+            meeting.bring(*_where(rows[0]))
         table: Array = np.empty((self.size, headers.WORDS), np.int64)
         self._control.all_to_all(headers.headers(rows), table)
         received = tuple(headers.allocate(words) for words in table)
@@ -291,6 +308,7 @@ class ArrayMessages(Endpoint):
             raise ArgumentError(f'{call}: needs one array per rank ({self.size}) but got {xs!r}.')
         rows = [sendable(x, call) for x in xs]
         self._one_per_rank(call, len(rows))
+        place_of(*rows)
         return rows
 
     def _finished(self, total: Array, op: str, rule: Reduction) -> Array:
@@ -302,3 +320,11 @@ class ArrayMessages(Endpoint):
 def _reducible(x: Array, op: str, call: str) -> tuple[Array, Reduction]:
     x = sendable(x, call)
     return x, reduction(x.dtype, op)
+
+
+def _kind(x: Array) -> tuple[object, ...]:
+    return x.dtype, x.shape, *_where(x)
+
+
+def _where(x: Array) -> tuple[str, ...]:
+    return ('on a GPU',) if on_gpu(x) else ()

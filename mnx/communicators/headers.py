@@ -1,7 +1,7 @@
 """What travels before an array: its dtype and shape, as 16 int64.
 
-word   0       1      2 ... 15
-       dtype   ndim   shape, padded with zeros
+word   0                        1      2 ... 15
+       dtype + 256 if on a GPU  ndim   shape, padded with zeros
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mnx.arrays import Array, dtype_number, dtype_of
+from mnx.arrays import Array, dtype_number, dtype_of, empty_at, on_gpu, to_place
 
 WORDS = 16
+_GPU = 256
 
 
 def header(x: Array) -> Array:
     """Return the header of the contiguous array `x`, shape (16,), int64."""
     words = np.zeros(WORDS, np.int64)
-    words[0] = dtype_number(x.dtype)
+    words[0] = dtype_number(x.dtype) + _GPU * on_gpu(x)
     words[1] = x.ndim
     words[2 : 2 + x.ndim] = x.shape
     return words
@@ -32,13 +33,13 @@ def headers(xs: Sequence[Array]) -> Array:
 def allocate(words: Array) -> Array:
     """Return a new array as the header describes it."""
     number, ndim, *shape = words.tolist()
-    return np.empty(shape[:ndim], dtype_of(number))
+    return empty_at(_place(number), shape[:ndim], dtype_of(number % _GPU))
 
 
 def nbytes(table: Array) -> list[int]:
     """Return the bytes of each array described by `table`, shape (n, 16)."""
     return [
-        dtype_of(number).itemsize * int(np.prod(shape[:ndim], dtype=np.int64))
+        dtype_of(number % _GPU).itemsize * int(np.prod(shape[:ndim], dtype=np.int64))
         for number, ndim, *shape in table.tolist()
     ]
 
@@ -47,10 +48,14 @@ def cut(buffer: Array, table: Array) -> tuple[Array, ...]:
     """Cut the bytes in `buffer` into the arrays described by `table`, as views where possible."""
     found, at = [], 0
     for (number, ndim, *shape), size in zip(table.tolist(), nbytes(table), strict=True):
-        dtype = dtype_of(number)
+        dtype = dtype_of(number % _GPU)
         piece = buffer[at : at + size]
         # an odd number of bytes before it leaves a piece unaligned
         piece = piece.copy() if at % dtype.alignment else piece
-        found.append(piece.view(dtype).reshape(shape[:ndim]))
+        found.append(to_place(piece.view(dtype), _place(number)).reshape(shape[:ndim]))
         at += size
     return tuple(found)
+
+
+def _place(number: int) -> str:
+    return 'gpu' if number >= _GPU else 'cpu'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import operator
 import warnings
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from mnx.communicators.endpoint import Endpoint
 from mnx.communicators.parameters import Layout, ParameterTable
 from mnx.errors import ArgumentError
 from mnx.health.meeting import Meeting
-from mnx.packing import Packer
+from mnx.packing import Packer, divide, multiply
 
 
 @dataclass(frozen=True)
@@ -32,17 +31,11 @@ class Scaling:
 
     def before(self, part: Array) -> None:
         """Scale what this rank contributes, in place."""
-        if self.factor == 0.0:
-            part.fill(0)  # not a product: nobody's NaN may come in with weight 0
-        elif self.factor != 1.0:
-            part *= self.factor
+        multiply(part, self.factor)
 
     def after(self, total: Array) -> None:
         """Scale the sum, in place."""
-        if math.frexp(self.divisor)[0] == 0.5:
-            total *= 1 / self.divisor  # a power of two: the same bits, ten times as fast
-        else:
-            total /= self.divisor  # rounded once, unlike a product with 1 / divisor
+        divide(total, self.divisor)
 
 
 class ModelMessages(Endpoint):
@@ -53,6 +46,7 @@ class ModelMessages(Endpoint):
     """
 
     pack_below: float = float('inf')
+    sums_half = False  # on GPUs: 16-bit floats travel as such where `allreduce_grad_dtype` says so
 
     @functools.cached_property
     def _packer(self) -> Packer:
@@ -174,16 +168,19 @@ class ModelMessages(Endpoint):
 
     def mean_arrays(self, arrays: Sequence[Array], layout: Layout, scaling: Scaling) -> None:
         """Replace arrays by their mean over all ranks, in place. Collective."""
-        for bucket in layout.sum_plan(self._config.allreduce_grad_dtype, self.pack_below):
-            buffer = self._packer.pack(bucket, arrays)
-            scaling.before(buffer)
-            wire = self.narrow_wire()
-            if wire is None or on_gpu(buffer):
+        wire = self._config.allreduce_grad_dtype
+        between_nodes = self.narrow_wire() if layout.place == 'cpu' else None
+        as_it_is = self.sums_half and layout.place == 'gpu'
+        batched = self._config.batched_copy
+        for bucket in layout.sum_plan(wire, self.pack_below, as_it_is):
+            buffer = self._packer.pack(bucket, arrays, scaling.factor, batched=batched)
+            divisor = scaling.divisor
+            if between_nodes is None:
                 self.sum_buffer(buffer)
-                scaling.after(buffer)
             else:
-                narrow.all_reduce(self._arrays, buffer, wire, scaling.after)
-            self._packer.unpack(bucket, buffer, arrays)
+                narrow.all_reduce(self._arrays, buffer, between_nodes, scaling.after)
+                divisor = 1.0
+            self._packer.unpack(bucket, buffer, arrays, divisor, batched=batched)
 
     def _scaling(self, weight: float | None) -> Scaling:
         if weight is None:

@@ -16,7 +16,7 @@ from typing import Any
 import chainer
 import numpy as np
 
-from mnx.arrays import Array, reduction
+from mnx.arrays import Array, place_of, reduction
 from mnx.packing import Bucket, plan
 
 # as id, which is ten times as slow where some library listens to Python's audit events
@@ -34,6 +34,8 @@ class Layout:
     kinds : list of (shape, dtype)
     types : set of type
         NumPy's arrays, CuPy's, or both.
+    place : str
+        Where all of them are: 'cpu' or 'gpu'.
     digest : int
         Equal on ranks with equal layouts.
     nbytes : int
@@ -44,20 +46,30 @@ class Layout:
         self.names = list(names)
         self.kinds = kinds(arrays)
         self.types = set(map(type, arrays))
+        self.place = place_of(*arrays)
         described = [(n, s, d.str) for n, (s, d) in zip(self.names, self.kinds, strict=True)]
-        self.digest = zlib.crc32(repr(described).encode())
+        self.digest = zlib.crc32(f'{self.place}{described}'.encode())
         self.nbytes = sum(x.nbytes for x in arrays)
-        self._plans: dict[tuple[np.dtype[Any] | None, float], list[Bucket]] = {}
+        self._plans: dict[tuple[np.dtype[Any] | None, float, bool], list[Bucket]] = {}
 
     def describe(self) -> list[str]:
         """Return one line for each array."""
-        return [f'{n} {d}{s}' for n, (s, d) in zip(self.names, self.kinds, strict=True)]
+        where = ' on a GPU' if self.place == 'gpu' else ''
+        return [f'{n} {d}{s}{where}' for n, (s, d) in zip(self.names, self.kinds, strict=True)]
 
-    def sum_plan(self, grad_dtype: np.dtype[Any] | None, pack_below: float) -> list[Bucket]:
-        """Return the buckets for a sum, in the dtypes that are added up."""
-        key = grad_dtype, pack_below
+    def sum_plan(
+        self, grad_dtype: np.dtype[Any] | None, pack_below: float, as_it_is: bool = False
+    ) -> list[Bucket]:
+        """Return the buckets for a sum, in the dtypes that are added up.
+
+        `as_it_is`: in `grad_dtype` itself, also if sums of that dtype are made in another one.
+        """
+        key = grad_dtype, pack_below, as_it_is
         if key not in self._plans:
-            wires = [reduction(grad_dtype or dtype, 'sum').wire for _, dtype in self.kinds]
+            wires = [
+                grad_dtype if as_it_is and grad_dtype else reduction(grad_dtype or d, 'sum').wire
+                for _, d in self.kinds
+            ]
             self._plans[key] = plan([shape for shape, _ in self.kinds], wires, pack_below)
         return self._plans[key]
 

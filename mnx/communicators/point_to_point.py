@@ -1,7 +1,8 @@
 """Messages from one rank to another: a frame, and behind it what is too long for it.
 
     frame   lead | table | data           at most 16 KiB, one MPI message; short arrays are inside
-    then    [table]  array 1  array 2 ... of long messages, straight from and into their memory
+    then    [table]  array 1  array 2 ... of long messages, straight from and into their memory,
+                                          also on a GPU
 
     lead    count | inline? | header      count: -1 for a bare array, n for a tuple of n
     table   a header for each array of a tuple
@@ -74,12 +75,11 @@ class PointToPoint:
     def _send(self, arrays: Sequence[Array], count: int, dest: int, tag: int) -> None:
         table = headers.headers(arrays).tobytes()
         bare, nbytes = count == BARE, sum(x.nbytes for x in arrays)
-        on_host = not any(map(on_gpu, arrays))
-        inline = on_host and LEAD_BYTES + len(table) + nbytes <= FRAME_BYTES
+        inline = LEAD_BYTES + len(table) + nbytes <= FRAME_BYTES
         lead = np.array([count, inline], np.int64).tobytes()
         lead += table if bare else bytes(LEAD_BYTES - len(lead))
         if inline:
-            if bare:
+            if bare and not on_gpu(arrays[0]):
                 _remember(self._leads, (arrays[0].dtype, arrays[0].shape), lead)
             body = b''.join(x.tobytes() for x in arrays)
             self._transport.send_frame(lead + (b'' if bare else table) + body, dest, tag)
@@ -106,7 +106,7 @@ class PointToPoint:
             found = self._recv_each(table, source, tag)
         else:
             found = tuple(x.copy() for x in headers.cut(body, table))
-            if count == BARE:
+            if count == BARE and not on_gpu(found[0]):
                 _remember(self._kinds, lead, (found[0].dtype, found[0].shape))
         return found[0] if count == BARE else found
 

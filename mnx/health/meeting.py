@@ -83,7 +83,7 @@ class Meeting:
 
     def bring(self, *facts: object) -> None:
         """Add facts that must be equal on all ranks, such as a dtype and a shape."""
-        self._call += ' ' + ' '.join(str(fact) for fact in facts)
+        self._call = ' '.join([self._call, *map(str, facts)])
 
     def detail(self, lines: Callable[[], list[str]]) -> None:
         """Say what a digest stands for; `lines` is called only if the ranks disagree."""

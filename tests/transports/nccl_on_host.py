@@ -1,8 +1,10 @@
 """What behaves like CuPy and NCCL, on host memory and over MPI: addresses, counts, groups, ids.
 
-It takes what `NcclTransport` gives to NCCL, raw addresses and numbers of elements, and really
-moves and adds up what is there. So a wrong offset, count, root, order or peer shows in the data.
-What it cannot show is how GPUs, streams and NCCL itself behave.
+An array that lies far away stands for one on a GPU; NumPy's functions give it back as a plain one,
+so what mnx does to it as if it were NumPy's shows. In NCCL's place is what takes what NCCL would
+get, raw addresses and numbers of elements, and really moves and adds up what is there. So a wrong
+offset, count, root, order or peer shows in the data. What this cannot show is how GPUs, streams and
+NCCL itself behave.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import ctypes
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,46 @@ from mnx.arrays import Array
 
 NAMES = ['int8', 'uint8', 'int32', 'uint32', 'int64', 'uint64', 'float16', 'float32', 'float64']
 _TAG = 77
+
+
+class FarAway(np.ndarray):
+    """Stands for `cupy.ndarray`."""
+
+    def get(self, out: Array) -> Array:
+        np.copyto(out, self.view(np.ndarray))
+        return out
+
+    def set(self, x: Array) -> None:
+        assert not is_far(x)
+        np.copyto(self.view(np.ndarray), x)
+
+
+def far(x: Array) -> Array:
+    return x.view(FarAway)
+
+
+def is_far(x: Array) -> bool:
+    return isinstance(x, FarAway)
+
+
+def new_memory(nbytes: int) -> Array:
+    return np.empty(nbytes, np.uint8)
+
+
+def cupy_on_host() -> Any:
+    """Return what stands for the module `cupy`, as far as mnx needs it here."""
+    stream = SimpleNamespace(synchronize=lambda: None)
+    return SimpleNamespace(
+        ndarray=FarAway,
+        empty=lambda shape, dtype: far(np.empty(shape, dtype)),
+        concatenate=_concatenate,
+        cuda=SimpleNamespace(get_current_stream=lambda: stream),
+    )
+
+
+def _concatenate(arrays: list[Array], out: Array | None = None, **options: Any) -> Array:
+    assert all(map(is_far, arrays))
+    return far(np.concatenate(arrays, out=out, **options))
 
 
 class NcclError(RuntimeError):

@@ -17,25 +17,9 @@ from mnx.transports import host_staged, mpi
 from mnx.transports.base import Transport
 from mnx.transports.host_staged import HostStagedTransport
 from mnx.transports.nccl import NcclTransport
-from tests.transports.nccl_on_host import HostLibrary
+from tests.transports.nccl_on_host import HostLibrary, far, is_far, new_memory
 
 SIZES = [0, 1, 5, 6, 7, 23]
-
-
-class FarAway(np.ndarray):
-    """An array that MPI must never see: it stands for one on a GPU."""
-
-
-def far(x: Array) -> Array:
-    return x.view(FarAway)
-
-
-def is_far(x: Array) -> bool:
-    return isinstance(x, FarAway)
-
-
-def new_memory(nbytes: int) -> Array:
-    return np.empty(nbytes, np.uint8)
 
 
 class Guarded(mpi.MpiTransport):

@@ -12,8 +12,8 @@ from mnx.errors import MissingPackageError, TransportError
 from mnx.transports import mpi, nccl
 from mnx.transports.host_staged import HostStagedTransport
 from mnx.transports.nccl import NcclTransport, shared_devices
-from tests.transports.nccl_on_host import HostLibrary
-from tests.transports.test_layer import data, equal, far, is_far, new_memory
+from tests.transports.nccl_on_host import HostLibrary, far, is_far, new_memory
+from tests.transports.test_layer import data, equal
 
 
 @pytest.fixture
