@@ -34,7 +34,10 @@ print('yes')
 """
 
 # A child with a launcher's variables would take itself for a rank of the job.
-_OF_LAUNCHERS = ('PMI', 'OMPI_COMM', 'OMPI_UNIVERSE', 'PRTE', 'HYDI', 'HYDRA', 'MPI_LOCAL', 'SLURM')
+_OF_LAUNCHERS = (
+    *('PMI', 'PRTE', 'HYDI', 'HYDRA', 'MPI_LOCAL', 'MV2_COMM', 'SLURM', 'FLUX'),
+    *('OMPI_COMM', 'OMPI_UNIVERSE', 'OMPI_MCA_orte', 'OMPI_MCA_ess'),
+)
 
 
 def asked_for(environ: Mapping[str, str]) -> bool | None:
