@@ -6,7 +6,8 @@
 Each repeat lets all candidates take a turn, so that a noisy moment hits all of them; a candidate's
 time is that of its slowest rank, its ratio that to the raw Allreduce of the same repeat. Printed
 are the medians. The raw Allreduce sums one contiguous buffer of the same bytes and does not even
-divide by the number of ranks; ``copy`` is every rank copying the bytes once.
+divide by the number of ranks; ``copy`` is every rank copying the bytes once. With ``--gpu`` the
+gradients are on GPUs, one for each rank of a node; the raw Allreduce still is of host memory.
 """
 
 from __future__ import annotations
@@ -27,16 +28,25 @@ import mnx
 Candidate = Callable[[], object]
 
 
-def model_of(shapes: list[Shape]) -> chainer.Link:
-    """Return a link with parameters of these shapes and random gradients."""
+def model_of(shapes: list[Shape], device: chainer.device.Device) -> chainer.Link:
+    """Return a link with parameters of these shapes and random gradients, on the device."""
     model = chainer.Link()
     rng = np.random.default_rng(MPI.COMM_WORLD.rank)
     with model.init_scope():
         for i, shape in enumerate(shapes):
             setattr(model, f'p{i:03}', chainer.Parameter(np.zeros(shape, 'f4')))
+    model.to_device(device)
     for param in model.params():
-        param.grad = rng.standard_normal(param.shape, dtype='f4')
+        param.grad = device.send(rng.standard_normal(param.shape, dtype='f4'))
     return model
+
+
+def device_of(gpu: bool) -> chainer.device.Device:
+    """Return this rank's device, in use."""
+    with mnx.create_communicator('naive') as comm:
+        device = chainer.get_device(f'@cupy:{comm.intra_rank}' if gpu else '@numpy')
+    device.use()
+    return device
 
 
 def candidates(model: chainer.Link, names: list[str]) -> dict[str, Candidate]:
@@ -54,16 +64,20 @@ def candidates(model: chainer.Link, names: list[str]) -> dict[str, Candidate]:
     return found
 
 
-def measure(found: dict[str, Candidate], repeats: int, reset: Candidate) -> dict[str, list[float]]:
+def measure(
+    found: dict[str, Candidate], repeats: int, reset: Candidate, settle: Candidate
+) -> dict[str, list[float]]:
     """Return the seconds of the slowest rank, for each candidate and repeat, after a warm-up."""
     world = MPI.COMM_WORLD
     seconds: dict[str, list[float]] = {name: [] for name in found}
     for repeat in range(repeats + 2):
         for name, run in found.items():
             reset()
+            settle()
             world.Barrier()
             start = time.perf_counter()
             run()
+            settle()
             slowest = world.allreduce(time.perf_counter() - start, MPI.MAX)
             if repeat >= 2:
                 seconds[name].append(slowest)
@@ -87,19 +101,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--communicators', default='auto,flat,naive')
     parser.add_argument('--sets', default=','.join(SETS))
+    parser.add_argument('--gpu', action='store_true', help='gradients on GPUs, by CuPy')
     parser.add_argument('--repeats', type=int, default=15)
     parser.add_argument('--json', metavar='FILE', help='write the rows to this file, too')
     options = parser.parse_args()
     world, rows = MPI.COMM_WORLD, []
+    device = device_of(options.gpu)
+
+    def settle() -> None:  # what was put into a GPU's queue counts when it has ended
+        if options.gpu:
+            device.xp.cuda.get_current_stream().synchronize()
+
     for set_name in options.sets.split(','):
-        model = model_of(SETS[set_name]())
+        model = model_of(SETS[set_name](), device)
         found = candidates(model, options.communicators.split(','))
 
         def reset(model: chainer.Link = model) -> None:
             for param in model.params():
                 param.grad.fill(world.rank)  # or the means would drift to infinity
 
-        table = summarize(measure(found, options.repeats, reset))
+        table = summarize(measure(found, options.repeats, reset, settle))
         rows += [{'set': set_name, 'ranks': world.size, **row} for row in table]
         if world.rank == 0:
             total = sum(p.size for p in model.params()) * 4 / 1e6
