@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import chainer
 import numpy as np
 
-from mnx.arrays import Array, on_gpu
+from mnx.arrays import Array
 from mnx.communicators import narrow
 from mnx.communicators.endpoint import Endpoint
 from mnx.communicators.parameters import Layout, ParameterTable

@@ -123,7 +123,13 @@ class HostStagedTransport(Layer):
             with self._changed(piece) if self.rank == root else self._sent(piece) as host:
                 self._below.reduce(host, root, op)
 
-    def all_reduce(self, buffer: Array, op: str = 'sum') -> None:
+    def all_reduce(self, buffer: Array, op: str = 'sum', into: Array | None = None) -> None:
+        if not self._must_stage(buffer):
+            self._below.all_reduce(buffer, op, into)
+            return
+        if into is not None:
+            into[...] = buffer
+            buffer = into
         for piece in self._pieces(buffer):
             with self._changed(piece) as host:
                 self._below.all_reduce(host, op)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mnx.arrays import Array
-from mnx.transports.base import Channels, Message, Pending, SharedWindow, Transport
+from mnx.transports.base import Channels, Pending, SharedWindow, Transport
 
 
 class Layer(Transport):
@@ -30,8 +30,13 @@ class Layer(Transport):
     def recv(self, buffer: Array, source: int, tag: int) -> None:
         self._below.recv(buffer, source, tag)
 
-    def recv_message(self, source: int, tag: int, status: Any = None) -> Message:
-        return self._below.recv_message(source, tag, status)
+    def send_frame(self, frame: bytes, dest: int, tag: int) -> None:
+        self._below.send_frame(frame, dest, tag)
+
+    def recv_frame(
+        self, memory: bytearray, source: int, tag: int, status: Any = None
+    ) -> tuple[int, int]:
+        return self._below.recv_frame(memory, source, tag, status)
 
     def broadcast(self, buffer: Array, root: int) -> None:
         self._below.broadcast(buffer, root)
@@ -39,8 +44,8 @@ class Layer(Transport):
     def reduce(self, buffer: Array, root: int, op: str = 'sum') -> None:
         self._below.reduce(buffer, root, op)
 
-    def all_reduce(self, buffer: Array, op: str = 'sum') -> None:
-        self._below.all_reduce(buffer, op)
+    def all_reduce(self, buffer: Array, op: str = 'sum', into: Array | None = None) -> None:
+        self._below.all_reduce(buffer, op, into)
 
     def start_all_reduce(self, buffer: Array, op: str = 'sum') -> Pending:
         return self._below.start_all_reduce(buffer, op)

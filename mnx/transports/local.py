@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mnx.arrays import Array, as_bytes
+from mnx.arrays import Array, as_bytes, module_of
 from mnx.errors import ArgumentError
 from mnx.transports.base import ANY_TAG, Channels, Transport
 
@@ -68,7 +68,8 @@ class OwnMail:
 
     def fill(self, buffer: Array, tag: int) -> None:
         """Take a message into `buffer`, which is as long."""
-        as_bytes(buffer)[:] = np.frombuffer(self.take(tag)[1], np.uint8)
+        received = np.frombuffer(self.take(tag)[1], np.uint8)
+        as_bytes(buffer)[:] = module_of(buffer).asarray(received)
 
 
 class LocalTransport(Transport):

@@ -31,7 +31,7 @@ import numpy as np
 from mnx.arrays import Array, on_gpu
 from mnx.errors import MissingPackageError, TransportError
 from mnx.transports import pickles
-from mnx.transports.base import Pending, Transport
+from mnx.transports.base import FRAME_BYTES, Pending, Transport
 from mnx.transports.layer import Layer
 from mnx.transports.nccl_watch import Event, Watch
 
@@ -246,13 +246,14 @@ class NcclTransport(Layer):
             received = pointer if self.rank == root else 0  # the others' stay as they are
             handle.reduce(pointer, received, *rest, root, stream)
 
-    def all_reduce(self, buffer: Array, op: str = 'sum') -> None:
+    def all_reduce(self, buffer: Array, op: str = 'sum', into: Array | None = None) -> None:
         if not self._by_nccl(buffer, op):
-            super().all_reduce(buffer, op)
+            super().all_reduce(buffer, op, into)
             return
+        target = buffer if into is None else into
         with self._world.operation('all_reduce') as (handle, stream):
             pointer, *rest = self._numbers(buffer, op)
-            handle.allReduce(pointer, pointer, *rest, stream)
+            handle.allReduce(pointer, self._library.pointer(target), *rest, stream)
 
     def start_all_reduce(self, buffer: Array, op: str = 'sum') -> Pending:
         if not self._by_nccl(buffer, op):
@@ -416,9 +417,11 @@ class NcclTransport(Layer):
             nccl = self._library.nccl
             if self.rank < peer:
                 unique_id = nccl.get_unique_id()
-                self._below.send(pickles.dumps(unique_id), peer, self._own_tag)
+                self._below.send_frame(pickles.dumps(unique_id).tobytes(), peer, self._own_tag)
             else:
-                unique_id = pickles.loads(self._below.recv_message(peer, self._own_tag).buffer)
+                frame = bytearray(FRAME_BYTES)
+                self._below.recv_frame(frame, peer, self._own_tag)
+                unique_id = pickles.loads(np.frombuffer(frame, np.uint8))
             handle = nccl.NcclCommunicator(2, unique_id, int(self.rank > peer))
             self._pairs[peer] = self._made(handle)
         return self._pairs[peer]

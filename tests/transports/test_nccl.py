@@ -10,6 +10,7 @@ import pytest
 from mnx.communicators import Communicator
 from mnx.errors import MissingPackageError, TransportError
 from mnx.transports import mpi, nccl
+from mnx.transports.base import FRAME_BYTES
 from mnx.transports.host_staged import HostStagedTransport
 from mnx.transports.nccl import NcclTransport, shared_devices
 from tests.transports.nccl_on_host import HostLibrary, far, is_far, new_memory
@@ -88,11 +89,12 @@ def test_messages_are_taken_by_their_tags(transport: NcclTransport) -> None:
     """NCCL knows none; a header by MPI comes first, and the receiver chooses among those."""
     n, rank = transport.size, transport.rank
     following, previous = (rank + 1) % n, (rank - 1) % n
-    header = np.zeros(1, np.uint8)
+    frame = bytearray(FRAME_BYTES)
     for tag in (5, 6):
-        transport.send(header + tag, following, tag)
+        transport.send_frame(bytes([tag]), following, tag)
     for tag in (6, 5):
-        assert transport.recv_message(previous, tag).buffer[0] == tag
+        transport.recv_frame(frame, previous, tag)
+        assert frame[0] == tag
         turns = range(n)
         for turn in turns:
             if rank == turn:
