@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import sys
 
+import pytest
+
 import mnx
 from mnx.health.stacks import describe
 
@@ -52,16 +54,17 @@ def test_the_function_of_mnx_that_was_called() -> None:
     assert seen == [('send_obj', f'{__file__}:{line}')]
 
 
-def test_special_methods_have_words() -> None:
+def test_the_end_of_a_block_has_words() -> None:
     seen = []
 
-    class Name:
+    class SomeError(Exception):
         def __str__(self) -> str:
             seen.append(_caller())
-            return 'name'
+            return 'failed'
 
     comm = mnx.create_communicator('local')
-    with comm.together('check') as meeting:
-        frame = sys._getframe()
-        _, line = meeting.bring(Name()), frame.f_lineno
-    assert seen == [('bring', f'{__file__}:{line}')]
+    with pytest.raises(SomeError), comm.together('check'):
+        raise SomeError
+    call, site = seen[0]
+    assert call == 'the end of a with block'
+    assert site.startswith(f'{__file__}:')

@@ -248,18 +248,32 @@ def test_bad_value_on_one_rank() -> None:
     assert 'ranks 0-1 of 2' in result.stdout
 
 
-@on_first_rank
-def test_none_for_a_part_of_the_job() -> None:
-    program = """
+NONE = {
+    'a_part_of_the_job': """
 from mpi4py import MPI
-import mnx, threading
 half = MPI.COMM_WORLD.Split(MPI.COMM_WORLD.rank // 2)
 mnx.create_communicator('naive', half)
-print(threading.active_count())
-"""
-    result = run(program, n=4, start='')
+""",
+    'mpi_for_one_thread': """
+import mpi4py
+mpi4py.rc.thread_level = 'serialized'
+from mpi4py import MPI
+mnx.create_communicator('naive')
+""",
+    'turned_off': """
+os.environ['MNX_TIMEOUT'] = '0'
+mnx.create_communicator('naive')
+""",
+}
+
+
+@pytest.mark.parametrize('create', NONE.values(), ids=NONE)
+@on_first_rank
+def test_no_watchdog(create: str) -> None:
+    program = f'import mnx, os, threading\n{create}\nprint(threading.active_count())'
+    result = run(program, n=3, start='')
     assert result.returncode == 0
-    assert result.stdout.split() == ['1'] * 4
+    assert result.stdout.split() == ['1'] * 3
 
 
 def test_timeout_of() -> None:
