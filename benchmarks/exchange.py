@@ -1,136 +1,153 @@
 """One gradient mean by each communicator, against one raw in-place MPI Allreduce.
 
     mpiexec -n 2 python benchmarks/exchange.py
-    mpiexec -n 4 python benchmarks/exchange.py --repeats 30 --json exchange.json
+    mpiexec -n 4 python benchmarks/exchange.py --repeats 30 --peers all --json exchange.json
 
-Each repeat lets all candidates take a turn, so that a noisy moment hits all of them; a candidate's
-time is that of its slowest rank, its ratio that to the raw Allreduce of the same repeat. Printed
-are the medians. The raw Allreduce sums one contiguous buffer of the same bytes and does not even
-divide by the number of ranks; ``copy`` is every rank copying the bytes once. With ``--gpu`` the
-gradients are on GPUs, one for each rank of a node; the raw Allreduce still is of host memory.
+The raw Allreduce sums one contiguous buffer of the same bytes and does not even divide by the
+number of ranks; `copy` is every rank copying the bytes once. A communicator's name may be followed
+by the dtype in which gradients travel: two_dimensional:float16. All must give the right mean
+before they are timed. "held" is the memory a rank gives to the communicator.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable
+from pathlib import Path
 
 import chainer
 import numpy as np
+import peers
+import timing
+from memory import made_and_weighed
 from mpi4py import MPI
 from parameter_sets import SETS, Shape
+from timing import Candidate, Row
 
 import mnx
 
-Candidate = Callable[[], object]
+BASELINE = 'raw Allreduce'
 
 
-def model_of(shapes: list[Shape], device: chainer.device.Device) -> chainer.Link:
-    """Return a link with parameters of these shapes and random gradients, on the device."""
+def model_of(shapes: list[Shape]) -> chainer.Link:
+    """Return a link with parameters of these shapes, and gradients."""
     model = chainer.Link()
-    rng = np.random.default_rng(MPI.COMM_WORLD.rank)
     with model.init_scope():
         for i, shape in enumerate(shapes):
             setattr(model, f'p{i:03}', chainer.Parameter(np.zeros(shape, 'f4')))
-    model.to_device(device)
     for param in model.params():
-        param.grad = device.send(rng.standard_normal(param.shape, dtype='f4'))
+        param.grad = np.zeros_like(param.array)
     return model
 
 
-def device_of(gpu: bool) -> chainer.device.Device:
-    """Return this rank's device, in use."""
-    with mnx.create_communicator('naive') as comm:
-        device = chainer.get_device(f'@cupy:{comm.intra_rank}' if gpu else '@numpy')
-    device.use()
-    return device
+def fill(model: chainer.Link) -> None:
+    """Set gradients that differ between ranks and between parameters; float16 holds them, too."""
+    for i, param in enumerate(model.params()):
+        param.grad.fill(MPI.COMM_WORLD.rank + i % 7)
 
 
-def candidates(model: chainer.Link, names: list[str]) -> dict[str, Candidate]:
-    """Return what is timed, by name; all work on buffers of their own or on the gradients."""
+def check(name: str, model: chainer.Link) -> None:
+    """End the benchmark unless the gradients are the means of what `fill` has set."""
+    middle = (MPI.COMM_WORLD.size - 1) / 2
+    for i, param in enumerate(model.params()):
+        if not np.allclose(param.grad, middle + i % 7, rtol=1e-3):
+            raise SystemExit(f'{name} gives a wrong mean of gradient {i}')
+
+
+def references(model: chainer.Link) -> dict[str, Candidate]:
+    """Return what MPI alone takes, and one pass through memory."""
     world = MPI.COMM_WORLD.Dup()
     size = sum(param.size for param in model.params())
-    buffer, spare = np.ones(size, 'f4'), np.ones(size, 'f4')
-    found: dict[str, Candidate] = {
-        'raw Allreduce': lambda: world.Allreduce(MPI.IN_PLACE, buffer),
+    # zeros stay what they are, however often they are summed; written, or they were no memory
+    buffer, spare = np.full(size, 0, 'f4'), np.full(size, 0, 'f4')
+    return {
+        BASELINE: lambda: world.Allreduce(MPI.IN_PLACE, buffer),
         'copy': lambda: np.copyto(spare, buffer),
     }
-    for name in names:
-        comm = mnx.create_communicator(name)
-        found[name] = lambda comm=comm: comm.multi_node_mean_grad(model)
-    return found
+
+
+def communicator(name: str, model: chainer.Link) -> Candidate:
+    """Return the exchange by the communicator of this name, as in 'flat' or 'flat:float16'."""
+    kind, _, dtype = name.partition(':')
+    comm = mnx.create_communicator(kind, allreduce_grad_dtype=dtype or None)
+    return lambda: comm.multi_node_mean_grad(model)
+
+
+def makers(
+    model: chainer.Link, names: list[str], others: str
+) -> dict[str, Callable[[], Candidate]]:
+    """Return what makes each candidate, by name."""
+    own = {name: lambda name=name: communicator(name, model) for name in names}
+    theirs = {name: lambda make=make: make(model) for name, make in peers.chosen(others).items()}
+    return {**own, **theirs}
+
+
+def tx_counter(interface: str | None) -> Callable[[], float]:
+    """Return a counter of the bytes that this rank's node has sent; one rank a node counts."""
+    hosts = MPI.COMM_WORLD.allgather(MPI.Get_processor_name())
+    if interface is None or hosts.index(hosts[MPI.COMM_WORLD.rank]) != MPI.COMM_WORLD.rank:
+        return timing.nothing
+    return lambda: sent_bytes(interface)
+
+
+def sent_bytes(interface: str) -> float:
+    """Return the bytes sent by a network interface of this network namespace."""
+    for line in Path('/proc/net/dev').read_text().splitlines():
+        name, _, counters = line.partition(':')
+        if name.strip() == interface:
+            return float(counters.split()[8])
+    raise SystemExit(f'there is no network interface {interface!r}')
 
 
 def measure(
-    found: dict[str, Candidate], repeats: int, reset: Candidate, settle: Candidate
-) -> dict[str, list[float]]:
-    """Return the seconds of the slowest rank, for each candidate and repeat, after a warm-up."""
-    world = MPI.COMM_WORLD
-    seconds: dict[str, list[float]] = {name: [] for name in found}
-    for repeat in range(repeats + 2):
-        for name, run in found.items():
-            reset()
-            settle()
-            world.Barrier()
-            start = time.perf_counter()
-            run()
-            settle()
-            slowest = world.allreduce(time.perf_counter() - start, MPI.MAX)
-            if repeat >= 2:
-                seconds[name].append(slowest)
-    return seconds
+    set_name: str, names: list[str], others: str, repeats: int, wire: str | None
+) -> list[Row]:
+    """Return one row for each candidate. Collective."""
+    model = model_of(SETS[set_name]())
+    found, held = references(model), {}
+    found[BASELINE]()  # MPI's own buffers are no candidate's, nor are the libraries of the others
+    for name, make in makers(model, names, others).items():
+        found[name], held[name] = made_and_weighed(make)
+        fill(model)
+        found[name]()
+        if name != 'gloo views':  # has buckets of its own
+            check(name, model)
+    turns = timing.take_turns(found, repeats, before=lambda: fill(model), counter=tx_counter(wire))
+    rows = timing.summarize(turns, BASELINE)
+    nbytes = sum(param.array.nbytes for param in model.params())
+    for row in rows:
+        row.update(set=set_name, ranks=MPI.COMM_WORLD.size, bytes=nbytes)
+        row['held'] = held.get(row['candidate'])
+        if wire is not None:
+            row['wire'] = float(np.median([turn.counted for turn in turns[row['candidate']]]))
+    return rows
 
 
-def summarize(seconds: dict[str, list[float]]) -> list[dict[str, object]]:
-    """Return one row a candidate: median milliseconds, and median ratio to the raw Allreduce."""
-    raw = seconds['raw Allreduce']
-    return [
-        {
-            'candidate': name,
-            'ms': statistics.median(times) * 1e3,
-            'ratio': statistics.median(t / r for t, r in zip(times, raw, strict=True)),
-        }
-        for name, times in seconds.items()
-    ]
+def show(rows: list[Row]) -> None:
+    """Print the rows of one set."""
+    first = rows[0]
+    print(f'\n{first["set"]}: {first["bytes"] / 1e6:.1f} MB, n = {first["ranks"]}')
+    for row in rows:
+        held = '' if row['held'] is None else f'{row["held"] / 1e6:8.1f} MB held'
+        wire = f'{row["wire"] / 1e6:9.2f} MB sent' if 'wire' in row else ''
+        time = f'{row["us"] / 1e3:9.3f} ms  {row["ratio"]:6.2f}x'
+        print(f'  {row["candidate"]:24} {time} {held:16} {wire}'.rstrip())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = timing.parser(__doc__, repeats=15)
     parser.add_argument('--communicators', default='auto,flat,naive')
+    parser.add_argument('--peers', default='', help='chainermn, gloo, or all that are installed')
     parser.add_argument('--sets', default=','.join(SETS))
-    parser.add_argument('--gpu', action='store_true', help='gradients on GPUs, by CuPy')
-    parser.add_argument('--repeats', type=int, default=15)
-    parser.add_argument('--json', metavar='FILE', help='write the rows to this file, too')
+    parser.add_argument('--wire', metavar='INTERFACE', help='count the bytes that nodes send')
     options = parser.parse_args()
-    world, rows = MPI.COMM_WORLD, []
-    device = device_of(options.gpu)
-
-    def settle() -> None:  # what was put into a GPU's queue counts when it has ended
-        if options.gpu:
-            device.xp.cuda.get_current_stream().synchronize()
-
+    rows: list[Row] = []
     for set_name in options.sets.split(','):
-        model = model_of(SETS[set_name](), device)
-        found = candidates(model, options.communicators.split(','))
-
-        def reset(model: chainer.Link = model) -> None:
-            for param in model.params():
-                param.grad.fill(world.rank)  # or the means would drift to infinity
-
-        table = summarize(measure(found, options.repeats, reset, settle))
-        rows += [{'set': set_name, 'ranks': world.size, **row} for row in table]
-        if world.rank == 0:
-            total = sum(p.size for p in model.params()) * 4 / 1e6
-            count = len(list(model.params()))
-            print(f'\n{set_name}: {count} arrays, {total:.1f} MB, n = {world.size}')
-            for row in table:
-                print(f'  {row["candidate"]:14} {row["ms"]:9.3f} ms  {row["ratio"]:6.2f}x')
-    if world.rank == 0 and options.json:
-        with open(options.json, 'w') as file:
-            json.dump(rows, file, indent=1)
+        names = options.communicators.split(',')
+        table = measure(set_name, names, options.peers, options.repeats, options.wire)
+        rows += table
+        if MPI.COMM_WORLD.rank == 0:
+            show(table)
+    timing.write(options.json, 'exchange', rows)
 
 
 if __name__ == '__main__':
