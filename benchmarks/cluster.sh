@@ -33,7 +33,7 @@ set -euo pipefail
 
 NAME=${MNX_CLUSTER:-mnx}
 [[ $NAME =~ ^[a-z0-9]{1,8}$ ]] || { echo "cluster.sh: MNX_CLUSTER: 1 to 8 of a-z and 0-9, not '$NAME'" >&2; exit 2; }
-HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+HERE=$(cd "$(dirname "$0")" && pwd)
 STATE=${TMPDIR:-/tmp}/mnx-cluster.$NAME      # n<i>/uts, n<i>/ipc: node i's namespaces; n<i>/shm: its /dev/shm
 NET=10.99.77
 FAB=$NAME-fabric

@@ -25,7 +25,7 @@ def describe() -> dict[str, str]:
         'NumPy': np.__version__,
         **_mpi(),
         'settings': ' '.join(set_here),
-        'load': _first(r'(\S+)', '/proc/loadavg'),
+        'load': LOAD_BEFORE,
     }
     return {name: value for name, value in found.items() if value}
 
@@ -41,6 +41,9 @@ def _first(pattern: str, path: str) -> str:
     except OSError:
         return ''
     return found[1].strip() if found else ''
+
+
+LOAD_BEFORE = _first(r'(\S+)', '/proc/loadavg')  # when imported: before there is work of our own
 
 
 def _memory() -> str:
