@@ -154,7 +154,7 @@ def main() -> None:
             table = measure(shape, link, passed, options.timeout)
             show(table)
             rows += table
-    timing.write(options.json, 'cluster_exchange', rows)
+            timing.write(options.json, 'cluster_exchange', rows)  # each time: they take long
 
 
 if __name__ == '__main__':

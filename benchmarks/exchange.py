@@ -103,17 +103,19 @@ def measure(
 ) -> list[Row]:
     """Return one row for each candidate. Collective."""
     model = model_of(SETS[set_name]())
+    nbytes = sum(param.array.nbytes for param in model.params())
     found, held = references(model), {}
     found[BASELINE]()  # MPI's own buffers are no candidate's, nor are the libraries of the others
     for name, make in makers(model, names, others).items():
         found[name], held[name] = made_and_weighed(make)
         fill(model)
         found[name]()
-        if name != 'gloo views':  # has buckets of its own
+        if name != 'gloo views':  # works on buckets of its own, which stand for the gradients
             check(name, model)
+        elif held[name] is not None:
+            held[name] -= nbytes
     turns = timing.take_turns(found, repeats, before=lambda: fill(model), counter=tx_counter(wire))
     rows = timing.summarize(turns, BASELINE)
-    nbytes = sum(param.array.nbytes for param in model.params())
     for row in rows:
         row.update(set=set_name, ranks=MPI.COMM_WORLD.size, bytes=nbytes)
         row['held'] = held.get(row['candidate'])

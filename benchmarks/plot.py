@@ -172,7 +172,10 @@ def draw_exchange(rows: list[Row]) -> plt.Figure:
     sets = list(dict.fromkeys(row['set'] for row in rows))
     figure, axes = plt.subplots(1, len(sets), figsize=(9, 3), squeeze=False, layout='constrained')
     for axis, name in zip(axes[0], sets, strict=True):
-        bars(axis, [row for row in rows if row['set'] == name], ('ranks',), 'ratio')
+        own = [row for row in rows if row['set'] == name]
+        bars(axis, own, ('ranks',), 'ratio')
+        if max(row['ratio'] for row in own) > 10:
+            axis.set_yscale('log')
         axis.set_title(name)
         axis.set_xlabel('ranks')
     axes[0][0].set_ylabel('time / raw Allreduce')

@@ -48,6 +48,7 @@ def left_over():
     return run(['ip', 'netns', 'list']).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.limit(150)
 def test_two_nodes_and_what_they_send(needs_cluster, tmp_path):
     before, file = left_over(), tmp_path / 'rows.json'
@@ -65,6 +66,7 @@ def test_two_nodes_and_what_they_send(needs_cluster, tmp_path):
     assert left_over() == before
 
 
+@pytest.mark.slow
 @pytest.mark.limit(150)
 def test_a_failure_takes_the_cluster_down(needs_cluster):
     before = left_over()
