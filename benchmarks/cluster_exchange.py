@@ -64,8 +64,10 @@ class Link:
 
     @property
     def bits_per_second(self) -> float:
-        number, unit = re.fullmatch(r'([\d.]+)([kmg])bit', self.rate).groups()
-        return float(number) * {'k': 1e3, 'm': 1e6, 'g': 1e9}[unit]
+        found = re.fullmatch(r'([\d.]+)([kmg])bit', self.rate)
+        if found is None:
+            raise SystemExit(f'--links: a rate is like 100mbit or 1gbit, not {self.rate!r}')
+        return float(found[1]) * {'k': 1e3, 'm': 1e6, 'g': 1e9}[found[2]]
 
     def __str__(self) -> str:
         return self.rate if self.delay == '0' else f'{self.rate}/{self.delay}'

@@ -18,6 +18,7 @@ from mpi4py import MPI
 from timing import Candidate, Row
 
 import mnx
+from mnx.communicators import Communicator
 
 BASELINE = 'raw'
 SIZES = '4,1Ki,64Ki,1Mi,16Mi'
@@ -79,14 +80,14 @@ class Raw:
         self.world.Free()
 
 
-def by_mnx(comm: mnx.Communicator, name: str, x: np.ndarray, row: np.ndarray) -> Candidate:
+def by_mnx(comm: Communicator, name: str, x: np.ndarray, row: np.ndarray) -> Candidate:
     """Return one collective of `comm`, of an array or of a row of arrays."""
     call = getattr(comm, name)
     given = row if name in ('reduce_scatter', 'scatter', 'alltoall') else x
     return lambda: call(given)
 
 
-def unchecked_communicator() -> mnx.Communicator:
+def unchecked_communicator() -> Communicator:
     """Return a communicator as MNX_CHECK=0 makes them, beside others that check."""
     comm = mnx.create_communicator()
     comm._meetings.checks = False
@@ -106,7 +107,7 @@ def _equal(result: object, expected: object) -> bool:
     return np.array_equal(np.asarray(result), np.asarray(expected))
 
 
-def measure(name: str, nbytes: int, repeats: int, comms: dict[str, mnx.Communicator]) -> list[Row]:
+def measure(name: str, nbytes: int, repeats: int, comms: dict[str, Communicator]) -> list[Row]:
     """Return one row for each candidate. Collective."""
     world = MPI.COMM_WORLD
     x = np.full(nbytes // 4, world.rank + 1, 'f4')
@@ -121,7 +122,7 @@ def measure(name: str, nbytes: int, repeats: int, comms: dict[str, mnx.Communica
     return [{**row, 'call': name, 'bytes': nbytes, 'ranks': world.size} for row in rows]
 
 
-def measure_empty(repeats: int, comms: dict[str, mnx.Communicator]) -> list[Row]:
+def measure_empty(repeats: int, comms: dict[str, Communicator]) -> list[Row]:
     """Return rows for the barrier, and for the meeting that precedes every collective."""
     world, words = MPI.COMM_WORLD.Dup(), np.zeros(5, 'i8')
 

@@ -16,6 +16,7 @@ from mpi4py import MPI
 from timing import Candidate, Row
 
 import mnx
+from mnx.communicators import Communicator
 
 BASELINE = 'raw'
 SIZES = '4,64,1Ki,16Ki,64Ki,256Ki,1Mi,4Mi,16Mi'
@@ -33,7 +34,7 @@ def ping_pong(send: Candidate, receive: Candidate, trips: int) -> Candidate:
     return run
 
 
-def candidates(nbytes: int, trips: int, comm: mnx.Communicator) -> dict[str, Candidate]:
+def candidates(nbytes: int, trips: int, comm: Communicator) -> dict[str, Candidate]:
     world = MPI.COMM_WORLD
     peer = 1 - world.rank
     x, y = np.arange(nbytes // 4, dtype='f4'), np.empty(nbytes // 4, 'f4')
@@ -51,7 +52,7 @@ def _check(x: np.ndarray, pair: tuple[Candidate, Candidate]) -> None:
     send, receive = pair
     if MPI.COMM_WORLD.rank == 0:
         send()
-    elif MPI.COMM_WORLD.rank == 1 and not np.array_equal(receive(), x):
+    elif MPI.COMM_WORLD.rank == 1 and not np.array_equal(np.asarray(receive()), x):
         raise SystemExit(f'{x.nbytes} bytes did not arrive as they were sent')
 
 

@@ -13,12 +13,12 @@ CALLS = (
 
 
 def test_every_collective_and_candidate_has_a_row(tmp_path):
-    rows = rows_of(3, 'collectives', tmp_path, '--bytes', '4,4Ki')
+    rows = rows_of(3, 'collectives', tmp_path, '--bytes', '4,1Mi')
     full = [(row['call'], row['bytes'], row['candidate']) for row in rows if row['bytes']]
     assert full == [
         (call, nbytes, name)
         for call in CALLS
-        for nbytes in (4, 4096)
+        for nbytes in (4, 2**20)
         for name in ('raw', 'mnx', 'unchecked')
     ]
     empty = [(row['call'], row['candidate']) for row in rows if not row['bytes']]
