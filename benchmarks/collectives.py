@@ -90,7 +90,7 @@ def by_mnx(comm: Communicator, name: str, x: np.ndarray, row: np.ndarray) -> Can
 def unchecked_communicator() -> Communicator:
     """Return a communicator as MNX_CHECK=0 makes them, beside others that check."""
     comm = mnx.create_communicator()
-    comm._meetings.checks = False
+    comm.meetings.checks = False
     return comm
 
 
