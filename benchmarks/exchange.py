@@ -6,7 +6,8 @@
 The raw Allreduce sums one contiguous buffer of the same bytes and does not even divide by the
 number of ranks; `copy` is every rank copying the bytes once. A communicator's name may be followed
 by the dtype in which gradients travel: two_dimensional:float16. All must give the right mean
-before they are timed. "held" is the memory a rank gives to the communicator.
+before they are timed. "held" is the memory a rank gives to the communicator. With --gpu the gradients
+are on GPUs, one for each rank of a node; the raw Allreduce still is of host memory.
 """
 
 from __future__ import annotations
@@ -28,15 +29,36 @@ import mnx
 BASELINE = 'raw Allreduce'
 
 
-def model_of(shapes: list[Shape]) -> chainer.Link:
+def model_of(shapes: list[Shape], gpu: bool = False) -> chainer.Link:
     """Return a link with parameters of these shapes, and gradients."""
     model = chainer.Link()
     with model.init_scope():
         for i, shape in enumerate(shapes):
             setattr(model, f'p{i:03}', chainer.Parameter(np.zeros(shape, 'f4')))
+    if gpu:
+        model.to_device(own_gpu())
     for param in model.params():
-        param.grad = np.zeros_like(param.array)
+        param.grad = param.xp.zeros_like(param.array)
     return model
+
+
+def own_gpu() -> chainer.device.Device:
+    """Return this rank's GPU, in use."""
+    with mnx.create_communicator('naive') as comm:
+        device = chainer.get_device(f'@cupy:{comm.intra_rank}')
+    device.use()
+    return device
+
+
+def settled(run: Candidate) -> Candidate:
+    """Return `run` with a wait for the GPU at its end."""
+    import cupy
+
+    def run_and_wait() -> None:
+        run()
+        cupy.cuda.runtime.deviceSynchronize()
+
+    return run_and_wait
 
 
 def fill(model: chainer.Link) -> None:
@@ -49,7 +71,7 @@ def check(name: str, model: chainer.Link) -> None:
     """End the benchmark unless the gradients are the means of what `fill` has set."""
     middle = (MPI.COMM_WORLD.size - 1) / 2
     for i, param in enumerate(model.params()):
-        if not np.allclose(param.grad, middle + i % 7, rtol=1e-3):
+        if not param.xp.allclose(param.grad, middle + i % 7, rtol=1e-3):
             raise SystemExit(f'{name} gives a wrong mean of gradient {i}')
 
 
@@ -99,10 +121,10 @@ def sent_bytes(interface: str) -> float:
 
 
 def measure(
-    set_name: str, names: list[str], others: str, repeats: int, wire: str | None
+    set_name: str, names: list[str], others: str, repeats: int, wire: str | None, gpu: bool = False
 ) -> list[Row]:
     """Return one row for each candidate. Collective."""
-    model = model_of(SETS[set_name]())
+    model = model_of(SETS[set_name](), gpu)
     nbytes = sum(param.array.nbytes for param in model.params())
     found, held = references(model), {}
     found[BASELINE]()  # MPI's own buffers are no candidate's, nor are the libraries of the others
@@ -114,6 +136,8 @@ def measure(
             check(name, model)
         elif held[name] is not None:
             held[name] -= nbytes
+    if gpu:
+        found = {name: settled(run) for name, run in found.items()}
     turns = timing.take_turns(found, repeats, before=lambda: fill(model), counter=tx_counter(wire))
     rows = timing.summarize(turns, BASELINE)
     for row in rows:
@@ -141,11 +165,12 @@ def main() -> None:
     parser.add_argument('--peers', default='', help='chainermn, gloo, or all that are installed')
     parser.add_argument('--sets', default=','.join(SETS))
     parser.add_argument('--wire', metavar='INTERFACE', help='count the bytes that nodes send')
+    parser.add_argument('--gpu', action='store_true', help='gradients on GPUs')
     options = parser.parse_args()
     rows: list[Row] = []
     for set_name in options.sets.split(','):
         names = options.communicators.split(',')
-        table = measure(set_name, names, options.peers, options.repeats, options.wire)
+        table = measure(set_name, names, options.peers, options.repeats, options.wire, options.gpu)
         rows += table
         if MPI.COMM_WORLD.rank == 0:
             show(table)
