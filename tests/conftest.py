@@ -19,6 +19,7 @@ import pytest
 import mnx
 from mnx import testing
 from mnx.communicators import Communicator
+from mnx.transports.devices import visible
 
 LIMIT_S = float(os.environ.get('MNX_TEST_LIMIT_S', '120'))
 
@@ -101,7 +102,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     _check_same_tests(items)
+    no_gpu = visible().problem
     for item in items:
+        if no_gpu and item.get_closest_marker('gpu') is not None:
+            item.add_marker(pytest.mark.skip(reason=f'needs a GPU for NCCL: {no_gpu}'))
         marker = item.get_closest_marker('needs_ranks')
         # not left out of the suite: it also runs with 2, 3 and 4 ranks
         if marker is not None and _world.size < marker.args[0]:
