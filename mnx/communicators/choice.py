@@ -39,8 +39,7 @@ def choose(topology: Topology, devices: Sequence[Devices] = ()) -> Choice:
 
 def _one_gpu_each(topology: Topology, devices: Sequence[Devices]) -> bool:
     """Tell whether each node has as many GPUs as ranks, whoever of them sees which."""
-    return all(
-        all(devices[rank].gpus for rank in ranks)
-        and len({gpu for rank in ranks for gpu in devices[rank].gpus}) >= len(ranks)
-        for ranks in topology.nodes
-    )
+    seen = [{gpu for rank in ranks for gpu in devices[rank].gpus} for ranks in topology.nodes]
+    enough = all(len(gpus) >= len(ranks) for gpus, ranks in zip(seen, topology.nodes, strict=True))
+    apart = len(set().union(*seen)) == sum(map(len, seen))  # not so on simulated nodes
+    return enough and apart and all(d.gpus for d in devices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 
 from mnx.transports import nccl, pickles
@@ -15,7 +16,7 @@ class Devices:
     Attributes
     ----------
     gpus : tuple of str
-        Their names, which tell them apart on one host, however the launcher numbers them.
+        Their names, which tell them apart in the whole job, however the launcher numbers them.
     nccl : int
         NCCL's version as a number, such as 23203; 0 without NCCL.
     problem : str
@@ -35,11 +36,12 @@ def visible() -> Devices:
         return Devices(problem=f'CuPy cannot be imported ({error})')
     runtime = cupy.cuda.runtime
     try:
-        gpus = tuple(str(runtime.deviceGetPCIBusId(i)) for i in range(runtime.getDeviceCount()))
+        places = [runtime.deviceGetPCIBusId(i) for i in range(runtime.getDeviceCount())]
     except RuntimeError as error:  # no driver, or one too old
         return Devices(problem=f'CuPy finds no GPU ({error})')
-    if not gpus:
+    if not places:
         return Devices(problem='CuPy finds no GPU')
+    gpus = tuple(f'{socket.gethostname()} {place}' for place in places)
     version, problem = nccl.probe()
     return Devices(gpus, version, problem)
 

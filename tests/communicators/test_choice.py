@@ -31,7 +31,8 @@ def test_without_gpus(hosts: str, name: str) -> None:
         ('aa', [gpus('0', '1'), gpus('0', '1')], 'nccl'),  # both ranks see both
         ('aa', [gpus('0'), gpus('1')], 'nccl'),  # the launcher shows each rank its own
         ('aa', [gpus('0'), gpus('0')], 'shared_memory'),  # one for two
-        ('ab', [gpus('0'), gpus('0')], 'nccl'),  # of equal name, on two hosts
+        ('ab', [gpus('a0'), gpus('b0')], 'nccl'),
+        ('ab', [gpus('a0'), gpus('a0')], 'flat'),  # nodes that are not really two
         ('aa', [gpus('0', '1'), NO_GPU], 'shared_memory'),
         ('aab', [gpus('0', '1'), gpus('0', '1'), NO_GPU], 'two_dimensional'),
         ('aa', [gpus('0', '1'), Devices(('0', '1'), 0, 'no NCCL')], 'shared_memory'),
