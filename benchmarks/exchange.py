@@ -6,8 +6,8 @@
 The raw Allreduce sums one contiguous buffer of the same bytes and does not even divide by the
 number of ranks; `copy` is every rank copying the bytes once. A communicator's name may be followed
 by the dtype in which gradients travel: two_dimensional:float16. All must give the right mean
-before they are timed. "held" is the memory a rank gives to the communicator. With --gpu the gradients
-are on GPUs, one for each rank of a node; the raw Allreduce still is of host memory.
+before they are timed. "held" is the memory a rank gives to the communicator. With --gpu the
+gradients are on GPUs, one for each rank of a node; the raw Allreduce still is of host memory.
 """
 
 from __future__ import annotations

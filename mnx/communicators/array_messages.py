@@ -148,14 +148,14 @@ class ArrayMessages(Endpoint):
         array
             On rank r the reduction of all ranks' ``xs[r]``.
         """
+        whole = xs
         with self._meet('reduce_scatter') as meeting:
             xs = self._row(xs, 'reduce_scatter')
             rules = [reduction(x.dtype, op) for x in xs]
-            meeting.bring(op, *((x.dtype, x.shape) for x in xs), *_where(xs[0]))
+            meeting.bring(op, *(_named(x.dtype, x.shape) for x in xs), *_where(xs[0]))
         mine = empty_like(xs[0], xs[self.rank].shape, rules[self.rank].wire)
         if len({(rule.wire, rule.op) for rule in rules}) == 1:
-            sent = module_of(mine).concatenate([flat(x) for x in xs])
-            sent = sent.astype(rules[0].wire, copy=False)
+            sent = _joined(whole, xs).astype(rules[0].wire, copy=False)
             counts = [x.size for x in xs]
             self._arrays.reduce_scatter(sent, flat(mine), counts, rules[0].op)
         else:
@@ -317,13 +317,25 @@ class ArrayMessages(Endpoint):
         return total.astype(rule.result, copy=False)
 
 
+def _joined(whole: Any, rows: Sequence[Array]) -> Array:
+    """Return the rows of `whole` one behind the other: itself, if they lie so."""
+    if is_array(whole) and whole.flags.c_contiguous and whole.dtype == rows[0].dtype:
+        return flat(whole)
+    return module_of(rows[0]).concatenate([flat(x) for x in rows])
+
+
 def _reducible(x: Array, op: str, call: str) -> tuple[Array, Reduction]:
     x = sendable(x, call)
     return x, reduction(x.dtype, op)
 
 
-def _kind(x: Array) -> tuple[object, ...]:
-    return x.dtype, x.shape, *_where(x)
+def _kind(x: Array) -> tuple[str, ...]:
+    return _named(x.dtype, x.shape), *_where(x)
+
+
+@functools.lru_cache(1000)
+def _named(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
+    return f'{dtype} {shape}'
 
 
 def _where(x: Array) -> tuple[str, ...]:

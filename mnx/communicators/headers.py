@@ -6,6 +6,7 @@ word   0                        1      2 ... 15
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,15 +20,22 @@ _GPU = 256
 def header(x: Array) -> Array:
     """Return the header of the contiguous array `x`, shape (16,), int64."""
     words = np.zeros(WORDS, np.int64)
+    _describe(x, words)
+    return words
+
+
+def _describe(x: Array, words: Array) -> None:
     words[0] = dtype_number(x.dtype) + _GPU * on_gpu(x)
     words[1] = x.ndim
     words[2 : 2 + x.ndim] = x.shape
-    return words
 
 
 def headers(xs: Sequence[Array]) -> Array:
     """Return the headers of `xs`, shape (len(xs), 16), int64."""
-    return np.stack([header(x) for x in xs]) if xs else np.empty((0, WORDS), np.int64)
+    table = np.zeros((len(xs), WORDS), np.int64)
+    for words, x in zip(table, xs, strict=True):
+        _describe(x, words)
+    return table
 
 
 def allocate(words: Array) -> Array:
@@ -39,7 +47,7 @@ def allocate(words: Array) -> Array:
 def nbytes(table: Array) -> list[int]:
     """Return the bytes of each array described by `table`, shape (n, 16)."""
     return [
-        dtype_of(number % _GPU).itemsize * int(np.prod(shape[:ndim], dtype=np.int64))
+        dtype_of(number % _GPU).itemsize * math.prod(shape[:ndim])
         for number, ndim, *shape in table.tolist()
     ]
 
@@ -47,8 +55,9 @@ def nbytes(table: Array) -> list[int]:
 def cut(buffer: Array, table: Array) -> tuple[Array, ...]:
     """Cut the bytes in `buffer` into the arrays described by `table`, as views where possible."""
     found, at = [], 0
-    for (number, ndim, *shape), size in zip(table.tolist(), nbytes(table), strict=True):
+    for number, ndim, *shape in table.tolist():
         dtype = dtype_of(number % _GPU)
+        size = dtype.itemsize * math.prod(shape[:ndim])
         piece = buffer[at : at + size]
         # an odd number of bytes before it leaves a piece unaligned
         piece = piece.copy() if at % dtype.alignment else piece

@@ -198,19 +198,22 @@ class MpiTransport(Transport):
 
     @waits
     def all_gather(self, sent: Array, received: Array, counts: Sequence[int]) -> None:
-        synchronize(sent)
-        if received.size <= LARGEST_COUNT:
-            self._comm.Allgatherv(sent, [received, counts])
+        if len(set(counts)) == 1 and received.size <= LARGEST_COUNT:
+            synchronize(sent)
+            self._comm.Allgather(sent, received)
             return
-        stops = np.cumsum(counts)
-        received[stops[self.rank] - counts[self.rank] : stops[self.rank]] = sent
-        for root, (stop, count) in enumerate(zip(stops, counts, strict=True)):
-            self.broadcast(received[stop - count : stop], root)
+        # not Allgatherv: MPICH's takes seven times as long at 1 MiB
+        stops = itertools.accumulate(counts)
+        parts = [received[stop - n : stop] for stop, n in zip(stops, counts, strict=True)]
+        self._exchange([(r, sent) for r in self._peers()], [(r, parts[r]) for r in self._peers()])
 
     def all_to_all(self, sent: Sequence[Array], received: Sequence[Array]) -> None:
-        # start with the next rank, so that not all ranks send to rank 0 at once
-        peers = [(self.rank + k) % self.size for k in range(self.size)]
+        peers = self._peers()
         self._exchange([(r, sent[r]) for r in peers], [(r, received[r]) for r in peers])
+
+    def _peers(self) -> list[int]:
+        """Return all ranks from this one on, so that not all of them send to rank 0 at once."""
+        return [(self.rank + k) % self.size for k in range(self.size)]
 
     @waits
     def _exchange(
