@@ -85,6 +85,7 @@ class Route:
     root: Any = EVERY_RANK
     peer: Any = None
     tag: Any = 0
+    weight: float = 1.0
 
 
 class Communication(chainer.FunctionNode):

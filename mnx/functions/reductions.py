@@ -27,10 +27,13 @@ class Reduction(Communication):
         self, indexes: Sequence[int], gys: Sequence[Variable | None]
     ) -> tuple[Variable | None, ...]:
         (x,) = self.get_retained_inputs()
-        slope, token = self.slope(x, self._token_of_adjoint(gys[-1]))
-        gy, token = self._total().run(filled(gys[:-1], self._likes), token)
-        gxs = (gy * slope if self._is_differentiable(0) else None, token)
-        return tuple(gxs[i] for i in indexes)
+        token = self._token_of_adjoint(gys[-1])
+        gx = None
+        if self._is_differentiable(0):
+            slope, token = self.slope(x, token)
+            gy, token = self._total().run(filled(gys[:-1], self._likes), token)
+            gx = gy * slope
+        return tuple((gx, token)[i] for i in indexes)
 
     def slope(self, x: Variable, token: Variable) -> tuple[Variable, Variable]:
         """Return dy/dx, shaped as `x`, and the token that comes after it. Collective."""
