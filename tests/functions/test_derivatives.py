@@ -33,6 +33,8 @@ SHAPES = {
     '0-d': lambda rank, i: (),
     'empty': lambda rank, i: (0, 2),
 }
+STEP = 2.5e-4
+
 Used = Callable[[int, int], bool]  # whether rank r's loss uses its i-th output
 
 
@@ -194,12 +196,12 @@ def test_against_numerical_derivatives(comm: Communicator, name: str) -> None:
             return total(comm, float(loss.array)), total(comm, phi), total(comm, *slopes)
 
         slope, bend = run(0)[2]
-        losses, phis = zip(*(run(t * 1e-3)[:2] for t in (-2, -1, 1, 2)), strict=True)
+        losses, phis = zip(*(run(t * STEP)[:2] for t in (-2, -1, 1, 2)), strict=True)
         assert derivative(losses) == pytest.approx(slope, rel=1e-9, abs=1e-9)
         assert derivative(phis) == pytest.approx(bend, rel=1e-9, abs=1e-9)
 
 
-def derivative(values: Any, h: float = 1e-3) -> float:
+def derivative(values: Any, h: float = STEP) -> float:
     """Return the slope by four values at -2h, -h, h, 2h: exact up to the fourth power."""
     return float((values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * h))
 
