@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 import numpy as np
 
@@ -201,8 +201,14 @@ def oddities(reports: list[Report]) -> list[str]:
 
 
 def call_site() -> str:
-    """Return ``file:line`` of the innermost frame that is not mnx's."""
+    """Return ``file:line`` of the innermost frame that is neither mnx's nor Chainer's."""
     frame = sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None and _is_of_a_library(frame):
         frame = frame.f_back
     return f'{frame.f_code.co_filename}:{frame.f_lineno}'
+
+
+def _is_of_a_library(frame: FrameType) -> bool:
+    # Chainer runs backward, where mnx.functions communicate
+    is_chainer = str(frame.f_globals.get('__name__')).startswith('chainer.')
+    return is_chainer or frame.f_code.co_filename.startswith(_PACKAGE)

@@ -73,11 +73,12 @@ def test_a_rank_that_uses_nothing(comm: Communicator, name: str) -> None:
 
 @pytest.mark.needs_ranks(2)
 def test_a_rank_that_leaves_backward_out(comm: Communicator) -> None:
-    """The others are not left waiting: they hear of it at its next collective."""
+    """The others are not left waiting: they hear of it at its next collective, and where."""
     y = MF.allreduce(comm, chainer.Variable(np.ones(2)))
     next_call = F.sum(y).backward if comm.rank else comm.barrier
-    with pytest.raises(mnx.errors.MismatchError, match='barrier'):
+    with pytest.raises(mnx.errors.MismatchError, match='barrier') as caught:
         next_call()
+    assert str(caught.value).count(__file__) == comm.size
 
 
 def test_a_model_divided_over_the_ranks(comm: Communicator) -> None:
