@@ -181,24 +181,30 @@ def test_adjoint(comm: Communicator, name: str, shape: str) -> None:
 @pytest.mark.parametrize('name', CASES)
 def test_against_numerical_derivatives(comm: Communicator, name: str) -> None:
     """Along one random direction through the values of all ranks."""
+    case, root = CASES[name], last_root(name, comm)
+    X = case.inputs(comm.size, unequal if case.any_shapes else equal)[comm.rank]
+    U = [np.random.default_rng(comm.rank).standard_normal(x.shape) for x in X]
+
+    def run(t: float) -> tuple[float, float, Any]:
+        xs = variables([x + t * u for x, u in zip(X, U, strict=True)])
+        loss = loss_of(as_row(case.parallel(comm, root, xs)), comm.rank)
+        gs, hs = derivatives(loss, xs, [comm.rank])
+        slopes = [
+            sum(float((u * d.array).sum()) for u, d in zip(U, ds, strict=True)) for ds in (gs, hs)
+        ]
+        phi = float(curvature_part(gs, comm.rank).array)
+        return total(comm, float(loss.array)), total(comm, phi), total(comm, *slopes)
+
+    slope, bend = run(0)[2]
+    losses, phis = zip(*(run(t * STEP)[:2] for t in (-2, -1, 1, 2)), strict=True)
+    assert derivative(losses) == pytest.approx(slope, rel=1e-9, abs=1e-9)
+    assert derivative(phis) == pytest.approx(bend, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize('name', ['allreduce-mean', 'reduce-prod', 'allgather', 'shift'])
+def test_on_every_communicator(any_comm: Communicator, name: str) -> None:
     case = CASES[name]
-    for root in roots(name, comm):
-        X = case.inputs(comm.size, unequal if case.any_shapes else equal)[comm.rank]
-        U = [np.random.default_rng(comm.rank).standard_normal(x.shape) for x in X]
-
-        def run(t: float, root: int = root, X: Any = X, U: Any = U) -> tuple[float, float, Any]:
-            xs = variables([x + t * u for x, u in zip(X, U, strict=True)])
-            loss = loss_of(as_row(case.parallel(comm, root, xs)), comm.rank)
-            gs, hs = derivatives(loss, xs, [comm.rank])
-            slopes = [sum(float((u * d.array).sum()) for u, d in zip(U, ds, strict=True))
-                      for ds in (gs, hs)]  # fmt: skip
-            phi = float(curvature_part(gs, comm.rank).array)
-            return total(comm, float(loss.array)), total(comm, phi), total(comm, *slopes)
-
-        slope, bend = run(0)[2]
-        losses, phis = zip(*(run(t * STEP)[:2] for t in (-2, -1, 1, 2)), strict=True)
-        assert derivative(losses) == pytest.approx(slope, rel=1e-9, abs=1e-9)
-        assert derivative(phis) == pytest.approx(bend, rel=1e-9, abs=1e-9)
+    check(any_comm, case, case.inputs(any_comm.size, equal), last_root(name, any_comm))
 
 
 def derivative(values: Any, h: float = STEP) -> float:
