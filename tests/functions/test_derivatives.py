@@ -98,7 +98,8 @@ def same(found: Variable, expected: Variable, rtol: float) -> None:
     assert isinstance(found.array, np.ndarray)
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape
-    np.testing.assert_allclose(found.array, expected.array, rtol=rtol, atol=rtol)
+    scale = max(1, abs(expected.array).max(initial=0))  # terms as large may have cancelled
+    np.testing.assert_allclose(found.array, expected.array, rtol=rtol, atol=rtol * scale)
 
 
 def check(
@@ -155,7 +156,7 @@ def test_layouts(comm: Communicator, name: str, layout: str) -> None:
     check(comm, case, case.inputs(comm.size, equal), root, layout=change)
 
 
-@pytest.mark.parametrize(('dtype', 'rtol'), [('f2', 6e-3), ('f4', 3e-6)])
+@pytest.mark.parametrize(('dtype', 'rtol'), [('f2', 1e-3), ('f4', 1e-6)])
 @pytest.mark.parametrize('name', CASES)
 def test_dtypes_stay(comm: Communicator, name: str, dtype: str, rtol: float) -> None:
     """float16 and float32 results, gradients and second derivatives keep their dtype."""
