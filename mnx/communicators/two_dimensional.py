@@ -19,6 +19,7 @@ References: Jia et al. 2018 (arXiv:1807.11205, section 3.3), Mikami et al. 2018 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,11 +33,14 @@ from mnx.communicators.base import Communicator
 from mnx.communicators.model_messages import Scaling
 from mnx.communicators.node_window import NodeWindow, Plan
 from mnx.communicators.parameters import Layout
+from mnx.transports import pickles
 from mnx.transports.base import Transport
 
 WINDOW_FROM = 32 * 1024
 CHUNK_IN_NODE = 1024 * 1024
 CHUNK_ACROSS_NODES = 4 * 1024 * 1024
+
+MembersAndPlan = tuple[tuple[int, ...], Plan]
 
 
 @dataclass(frozen=True)
@@ -88,34 +92,54 @@ class TwoDimensionalCommunicator(Communicator):
     def mean_arrays(self, arrays: Sequence[Array], layout: Layout, scaling: Scaling) -> None:
         """Replace arrays by their mean over all ranks, in place. Collective."""
         on_cpu = layout.types == {np.ndarray}
-        if layout.nbytes < WINDOW_FROM or self.size == 1 or not on_cpu:
+        by_mpi = layout.nbytes < WINDOW_FROM or self.size == 1 or not on_cpu
+        window = None if by_mpi else self._window
+        if window is None:
             super().mean_arrays(arrays, layout, scaling)
             return
         inter = self.groups.inter if self.inter_size > 1 else None
         node_size = max(len(ranks) for ranks in self.topology.nodes)
         steps = AcrossNodes(scaling, inter, self.narrow_wire(), node_size)
-        for members, plan in self._window_plans(layout):
-            self._window.sum(plan, [arrays[i] for i in members], steps)
+        for members, plan in self._window_plans(layout, window):
+            window.sum(plan, [arrays[i] for i in members], steps)
 
     def owners(self) -> int:
         """Return how many ranks of each node sum a share."""
         return min(len(ranks) for ranks in self.topology.nodes)
 
     @functools.cached_property
-    def _window(self) -> NodeWindow:
+    def _window(self) -> NodeWindow | None:
+        """The window of this node; none if any node has no memory to share. Collective."""
         chunk = CHUNK_IN_NODE if self.inter_size == 1 else CHUNK_ACROSS_NODES
-        return self._own(NodeWindow(self.groups.intra, self.owners(), chunk))
+        window, problem = None, ''
+        try:
+            window = NodeWindow(self.groups.intra, self.owners(), chunk)
+        except Exception as error:  # MPI's own, of many kinds
+            problem = f'rank {self.rank}: {error}'
+        problems = list(filter(None, pickles.all_gather(self._control, problem)))
+        if window is None or problems:
+            self._say_without_window(problems)
+            return None
+        return self._own(window)
+
+    def _say_without_window(self, problems: list[str]) -> None:
+        if self.rank == 0:
+            warnings.warn(
+                f'{self.name}: no shared memory ({problems[0]}), so gradients go by plain MPI, '
+                'which is slower. In a container, give it more by --shm-size or --ipc=host.',
+                stacklevel=2,
+            )
 
     @functools.cached_property
-    def _plans(self) -> WeakKeyDictionary[Layout, list[tuple[tuple[int, ...], Plan]]]:
+    def _plans(self) -> WeakKeyDictionary[Layout, list[MembersAndPlan]]:
         return WeakKeyDictionary()
 
-    def _window_plans(self, layout: Layout) -> list[tuple[tuple[int, ...], Plan]]:
+    def _window_plans(
+        self, layout: Layout, window: NodeWindow
+    ) -> list[tuple[tuple[int, ...], Plan]]:
         """Return, for each dtype that is summed, its arrays and how they are cut."""
         if layout not in self._plans:
             # without packing by size, the buckets of a sum are one for each dtype
             buckets = layout.sum_plan(self._config.allreduce_grad_dtype, float('inf'))
-            self._plans[layout] = [
-                (b.members, self._window.plan(b.shapes, b.wire)) for b in buckets
-            ]
+            self._plans[layout] = [(b.members, window.plan(b.shapes, b.wire)) for b in buckets]
         return self._plans[layout]

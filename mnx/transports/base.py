@@ -138,7 +138,7 @@ class Channels(ABC):
         Carries pickled objects from point to point. Apart from the others, since a receiver may
         take objects of any tag and must not find an array or a piece of a collective instead.
     hosts : tuple of str
-        Name of each rank's host.
+        Name of each rank's host; ranks with equal names share memory.
     mpi_comm : mpi4py.MPI.Comm or None
         The user's own communicator: never used for mnx's messages.
     """

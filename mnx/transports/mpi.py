@@ -20,6 +20,7 @@ import numpy as np
 from mnx.arrays import Array, synchronize
 from mnx.transports import launch
 from mnx.transports.base import ANY_TAG, Channels, Pending, Transport
+from mnx.transports.hosts import shared_hosts
 from mnx.transports.local import OwnMail
 from mnx.transports.waiting import waits
 
@@ -250,6 +251,15 @@ class MpiTransport(Transport):
         self._comm.Barrier()
 
     @waits
+    def gather_hosts(self) -> tuple[str, ...]:
+        """Return every rank's host, on every rank."""
+        node = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED, self.rank)
+        leader = node.bcast(self.rank)
+        node.Free()
+        names = self.gather_names(self._mpi.Get_processor_name())
+        return shared_hosts(names, self._comm.allgather(leader))
+
+    @waits
     def gather_names(self, name: str) -> tuple[str, ...]:
         """Return every rank's `name`, on every rank."""
         return tuple(self._comm.allgather(name))
@@ -273,7 +283,7 @@ class MpiChannels(Channels):
         _register_emergency(self.mpi_comm)
         self.arrays = self.control = MpiTransport(self.mpi_comm)
         self.mail = MpiTransport(self.mpi_comm)
-        self.hosts = self.control.gather_names(host or mpi.Get_processor_name())
+        self.hosts = self.control.gather_names(host) if host else self.control.gather_hosts()
         self._host = self.hosts[self.control.rank]
         self._open = True
 
