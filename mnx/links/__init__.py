@@ -1,8 +1,19 @@
-"""Links that know of the other ranks."""
+"""Links for many processes: models cut over ranks, layers cut over ranks, statistics of all ranks."""
 
-from mnx.links.batch_normalization import (
-    MultiNodeBatchNormalization as MultiNodeBatchNormalization,
-)
+from mnx.links.batch_normalization import MultiNodeBatchNormalization as MultiNodeBatchNormalization
 from mnx.links.batch_normalization import create_mnbn_model as create_mnbn_model
+from mnx.links.parallel_convolution import ParallelConvolution2D as ParallelConvolution2D
+from mnx.links.parallel_linear import ParallelLinear as ParallelLinear
+from mnx.links.parallelize import parallelize as parallelize
+from mnx.links.saving import save_hdf5 as save_hdf5
+from mnx.links.saving import save_npz as save_npz
 
-__all__ = ['MultiNodeBatchNormalization', 'create_mnbn_model']
+__all__ = [
+    'MultiNodeBatchNormalization',
+    'ParallelConvolution2D',
+    'ParallelLinear',
+    'create_mnbn_model',
+    'parallelize',
+    'save_hdf5',
+    'save_npz',
+]

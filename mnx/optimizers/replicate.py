@@ -22,9 +22,14 @@ Layout = tuple[tuple[int, ...], str]
 
 def replicate(optimizer: chainer.Optimizer, comm: Communicator) -> None:
     """Overwrite parameters, persistent values and optimizer state by rank 0's. Collective."""
-    replicate_parameters(optimizer.target, comm)
-    _replicate_persistents(optimizer.target, comm)
+    replicate_model(optimizer.target, comm)
     _replicate_state(optimizer, comm)
+
+
+def replicate_model(model: chainer.Link, comm: Communicator) -> None:
+    """Overwrite parameters and persistent values by rank 0's. Collective."""
+    replicate_parameters(model, comm)
+    _replicate_persistents(model, comm)
 
 
 def is_replicated(optimizer: chainer.Optimizer, comm: Communicator) -> bool:
