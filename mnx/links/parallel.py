@@ -11,6 +11,7 @@ The weight of a link is split over the ranks; the batch is not, all ranks have t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,12 @@ class ParallelLink(chainer.Link):
                 self.b = SplitParameter(bias, Part(self.comm, 0, outputs), (outputs,))
             else:
                 self.b = chainer.Parameter(initializers._get_initializer(bias), (outputs,))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        memo[id(self.comm)] = self.comm  # the copy is over the same ranks
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     @property
     def printable_specs(self) -> Iterator[tuple[str, Any]]:

@@ -108,12 +108,13 @@ class _Replacement:
         self._comm = comm
         self._uses = Counter(id(p) for link in _distinct(model) for p in _own_params(link))
         self._places = Counter(id(link) for link in _places(model))
+        self._seen: list[chainer.Link] = []  # they live, so that each has an id of its own
         self._done: dict[int, chainer.Link] = {}
 
     def of(self, link: chainer.Link, role: Role = ALONE) -> chainer.Link:
         """Return what stands in the place of `link`."""
         if id(link) not in self._done:
-            self._done[id(link)] = link  # before its children: a circle ends here
+            self._seen.append(link)
             self._done[id(link)] = self._new(link, role)
         return self._done[id(link)]
 

@@ -13,6 +13,7 @@ exchange begins with the ranks' *wishes*, and every rank sends each other one wh
 
 from __future__ import annotations
 
+import copy
 import functools
 import zlib
 from collections.abc import Callable
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from mnx.communicators import Communicator
 
 Shape: TypeAlias = 'tuple[int, ...]'
-Wish: TypeAlias = 'tuple[int, str | None]'  # the number of a parameter; None, or a key of its state
+Number: TypeAlias = 'tuple[int, ...]'  # of a parameter; the third copy of (5,) is (5, 3)
+Wish: TypeAlias = 'tuple[Number, str | None]'  # a parameter; None, or a key of its state
 
 SAVING = 'save a model of parallel links (all ranks must, see mnx.links.save_npz)'
 
@@ -68,9 +70,6 @@ class Part:
         """Return the shape of the whole."""
         assert self.length is not None
         return (*part[: self.axis], self.length, *part[self.axis + 1 :])
-
-    def __deepcopy__(self, memo: Any) -> Part:
-        return Part(self.comm, self.axis, self.length)
 
 
 class DrawWhole(chainer.Initializer):
@@ -111,13 +110,11 @@ class SplitParameter(chainer.Parameter):
         The shape of the whole; None if it is not known yet.
     """
 
-    origin: SplitParameter | None = None
-
     def __init__(self, initializer: Any, part: Part, whole: Shape | None = None) -> None:
         self.part = part
         draw = DrawWhole(initializers._get_initializer(initializer), part)
         super().__init__(draw)
-        self.number = _register(self)
+        self._enter((_count(part.comm),))
         if whole is not None:
             self.initialize_whole(whole)
 
@@ -155,19 +152,29 @@ class SplitParameter(chainer.Parameter):
             rule.serialize = functools.partial(_serialize_rule, rule, self)
         self.__dict__['_update_rule'] = rule
 
+    def _enter(self, number: Number) -> None:
+        """Take a number under which the other ranks have their parts."""
+        self.number = number
+        self._n_copies = 0
+        _REGISTERED.setdefault(self.part.comm, WeakValueDictionary())[number] = self
+
+    def _number_of_copy(self) -> Number:
+        # not the next of all numbers: the ranks copy a Chain's children in different orders
+        self._n_copies += 1
+        return (*self.number, self._n_copies)
+
     def __copy__(self) -> SplitParameter:
         copied: SplitParameter = self._copy_to(SplitParameter.__new__(SplitParameter))
-        copied.origin = self  # whose number it has, and keeps alive
+        copied._enter(self._number_of_copy())
         return copied
 
     def __deepcopy__(self, memo: Any) -> SplitParameter:
-        part = Part(self.part.comm, self.part.axis, self.part.length)
-        copied = SplitParameter(self.initializer.actual, part)
-        copied.name = self.name
-        copied.to_device(self.device)
-        if self.array is not None:
-            copied.array = self.array.copy()
-            copied.grad = None if self.grad is None else self.grad.copy()
+        copied = copy.copy(self)
+        copied.part = Part(self.part.comm, self.part.axis, self.part.length)
+        copied.initializer = DrawWhole(self.initializer.actual, copied.part)
+        copied.update_rule = None
+        copied._data = [None if x is None else x.copy() for x in self._data]
+        copied._grad = None if self._grad is None else self._grad.copy()
         return copied
 
     def __reduce__(self) -> Any:
@@ -279,16 +286,14 @@ def digest_of(array: Array) -> int:
 
 
 # The parameters of each communicator, in the order in which all ranks make them.
-_REGISTERED: WeakKeyDictionary[Communicator, WeakValueDictionary[int, SplitParameter]]
+_REGISTERED: WeakKeyDictionary[Communicator, WeakValueDictionary[Number, SplitParameter]]
 _REGISTERED = WeakKeyDictionary()
 _COUNTS: WeakKeyDictionary[Communicator, int] = WeakKeyDictionary()
 
 
-def _register(param: SplitParameter) -> int:
-    comm = param.part.comm
-    number = _COUNTS[comm] = _COUNTS.get(comm, 0) + 1
-    _REGISTERED.setdefault(comm, WeakValueDictionary())[number] = param
-    return number
+def _count(comm: Communicator) -> int:
+    _COUNTS[comm] = _COUNTS.get(comm, 0) + 1
+    return _COUNTS[comm]
 
 
 def _around(serializer: Any, param: SplitParameter, *, is_state: bool) -> Callable[..., Any]:
