@@ -2,6 +2,7 @@
 
 from mnx.links.batch_normalization import MultiNodeBatchNormalization as MultiNodeBatchNormalization
 from mnx.links.batch_normalization import create_mnbn_model as create_mnbn_model
+from mnx.links.gradient_clipping import ParallelGradientClipping as ParallelGradientClipping
 from mnx.links.parallel_convolution import ParallelConvolution2D as ParallelConvolution2D
 from mnx.links.parallel_linear import ParallelLinear as ParallelLinear
 from mnx.links.parallelize import parallelize as parallelize
@@ -11,6 +12,7 @@ from mnx.links.saving import save_npz as save_npz
 __all__ = [
     'MultiNodeBatchNormalization',
     'ParallelConvolution2D',
+    'ParallelGradientClipping',
     'ParallelLinear',
     'create_mnbn_model',
     'parallelize',

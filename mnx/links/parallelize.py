@@ -24,6 +24,7 @@ from chainer import initializers
 from mnx.errors import ArgumentError
 from mnx.links.parallel_convolution import ParallelConvolution2D
 from mnx.links.parallel_linear import ParallelLinear
+from mnx.links.split_parameter import SplitParameter
 from mnx.optimizers.replicate import replicate_model
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def parallelize(model: chainer.Link, comm: Communicator) -> chainer.Link:
     Raises
     ------
     ArgumentError
-        An optimizer has been set up (on all ranks).
+        An optimizer has been set up; there are parallel links already (on all ranks).
 
     Examples
     --------
@@ -96,6 +97,7 @@ def parallelize(model: chainer.Link, comm: Communicator) -> chainer.Link:
     """
     with comm.together('parallelize') as meeting:
         _check_no_optimizer(model)
+        _check_whole(model)
         meeting.bring(*(f'{name}:{type(link).__name__}' for name, link in _links(model)))
     replicate_model(model, comm)
     return _Replacement(model, comm).of(model)
@@ -248,6 +250,14 @@ def _check_no_optimizer(model: chainer.Link) -> None:
         raise ArgumentError(
             'parallelize: an optimizer has been set up for this model, whose state would not fit '
             'the parts. Call parallelize before optimizer.setup(model).'
+        )
+
+
+def _check_whole(model: chainer.Link) -> None:
+    if any(isinstance(p, SplitParameter) for p in model.params()):
+        raise ArgumentError(
+            'parallelize: the model has parallel links already, expected a model of plain Chainer. '
+            'Call parallelize once, or for those of its children that are whole.'
         )
 
 

@@ -137,6 +137,11 @@ class SplitParameter(chainer.Parameter):
         """
         return exchange(self.part.comm, (self.number, key))
 
+    @property
+    def place(self) -> str:
+        """Which part this is, in words: ranks that average gradients must have the same one."""
+        return f', part {self.part.comm.rank} of {self.part.comm.size}'
+
     def local(self, key: str | None) -> Array:
         """Return this rank's part, on the host."""
         return cuda.to_cpu(self.array if key is None else self.update_rule.state[key])

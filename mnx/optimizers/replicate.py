@@ -95,7 +95,9 @@ class InitializeOnce:
 
 
 def _layout(param: chainer.Parameter) -> Layout | None:
-    return None if param.array is None else (param.shape, param.dtype.str)
+    if param.array is None:
+        return None
+    return param.shape, param.dtype.str + getattr(param, 'place', '')  # see mnx.links
 
 
 def _owner(name: str, layouts: list[dict[str, Layout | None]]) -> int | None:

@@ -11,7 +11,7 @@ from chainer.link_hooks import TimerHook
 
 import mnx
 from mnx.communicators import Communicator
-from mnx.errors import ArgumentError
+from mnx.errors import ArgumentError, MismatchError
 from mnx.links import ParallelConvolution2D, ParallelLinear, parallelize
 from tests.links.counting import counting
 from tests.links.training import assert_equal_wholes, batches, seeded, split_params, train, wholes
@@ -135,6 +135,19 @@ def test_after_setup_it_is_too_late(comm: Communicator) -> None:
     chainer.optimizers.SGD().setup(model)
     with pytest.raises(ArgumentError, match=r'before optimizer\.setup'):
         parallelize(model, comm)
+
+
+def test_a_second_time_is_too_late(comm: Communicator) -> None:
+    model = parallelize(chainer.Sequential(L.Linear(4, 4), L.Linear(4, 4)), comm)
+    with pytest.raises(ArgumentError, match='parallel links already'):
+        parallelize(model, comm)
+
+
+@pytest.mark.needs_ranks(2)
+def test_not_with_data_parallelism_over_the_same_ranks(comm: Communicator) -> None:
+    model = parallelize(chainer.Sequential(L.Linear(4, 4 * comm.size)), comm)
+    with pytest.raises(MismatchError, match='part 0 of'):
+        mnx.create_multi_node_optimizer(chainer.optimizers.SGD(), comm).setup(model)
 
 
 @pytest.mark.needs_ranks(4)
