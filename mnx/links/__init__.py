@@ -1,4 +1,4 @@
-"""Links for many processes: models cut over ranks, layers cut over ranks, statistics of all ranks."""
+"""Links for many processes: models and layers cut over ranks, statistics of all ranks."""
 
 from mnx.links.batch_normalization import MultiNodeBatchNormalization as MultiNodeBatchNormalization
 from mnx.links.batch_normalization import create_mnbn_model as create_mnbn_model
