@@ -163,6 +163,10 @@ class Communicator(ArrayMessages, ObjectMessages, ModelMessages):
         if error is None:  # a rank that fails cannot wait for the others here
             self.finalize()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Communicator:
+        """Return itself: copies of a link that communicates share its communicator."""
+        return self
+
     def __repr__(self) -> str:
         return f'<mnx {self.name} communicator, rank {self.rank} of {self.size}>'
 

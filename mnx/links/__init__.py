@@ -2,7 +2,10 @@
 
 from mnx.links.batch_normalization import MultiNodeBatchNormalization as MultiNodeBatchNormalization
 from mnx.links.batch_normalization import create_mnbn_model as create_mnbn_model
+from mnx.links.chain_list import MultiNodeChainList as MultiNodeChainList
 from mnx.links.gradient_clipping import ParallelGradientClipping as ParallelGradientClipping
+from mnx.links.n_step_rnn import MultiNodeNStepRNN as MultiNodeNStepRNN
+from mnx.links.n_step_rnn import create_multi_node_n_step_rnn as create_multi_node_n_step_rnn
 from mnx.links.parallel_convolution import ParallelConvolution2D as ParallelConvolution2D
 from mnx.links.parallel_linear import ParallelLinear as ParallelLinear
 from mnx.links.parallelize import parallelize as parallelize
@@ -11,10 +14,13 @@ from mnx.links.saving import save_npz as save_npz
 
 __all__ = [
     'MultiNodeBatchNormalization',
+    'MultiNodeChainList',
+    'MultiNodeNStepRNN',
     'ParallelConvolution2D',
     'ParallelGradientClipping',
     'ParallelLinear',
     'create_mnbn_model',
+    'create_multi_node_n_step_rnn',
     'parallelize',
     'save_hdf5',
     'save_npz',
