@@ -98,8 +98,8 @@ def reports(say):
     return found
 
 
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_arguments(doc=__doc__):
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     add = parser.add_argument
     add('--batchsize', '-b', type=int, default=100, help='images per process and update')
     add('--epoch', '-e', type=int, default=20, help='sweeps over the training data')

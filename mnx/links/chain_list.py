@@ -210,7 +210,7 @@ class MultiNodeChainList(chainer.ChainList):
 
     def _row(self, part: Part, link: chainer.Link) -> Component:
         """Return a component with what its link communicates by itself, where it tells."""
-        row = Component(type(link).__name__, part.sources, part.dests)
+        row = Component(_name(link), part.sources, part.dests)
         if isinstance(link, MultiNodeChainList) and link._comm is self._comm:
             return replace(row, nested=link._table())
         if isinstance(link, MultiNodeNStepRNN) and link.communicator is self._comm:
@@ -273,3 +273,10 @@ class Traffic:
             self._queue.append(xs)
         else:
             (self.token,) = linear.Send(self._comm, Route(peer=rank)).run(xs, self.token)
+
+
+def _name(link: chainer.Link) -> str:
+    """Return what to call a component: Linear, or Linear+relu of a Sequential."""
+    if isinstance(link, chainer.Sequential) and len(link):
+        return '+'.join(getattr(layer, '__name__', type(layer).__name__) for layer in link)
+    return type(link).__name__

@@ -349,6 +349,15 @@ def test_describe(comm: Communicator) -> None:
         assert '"0.0" -> "1.0";' in model.describe('dot')
 
 
+def test_what_components_are_called(comm: Communicator) -> None:
+    model = MultiNodeChainList(comm)
+    model.add_link(chainer.Sequential(L.Linear(1), F.relu, L.Linear(1)))
+    model.add_link(chainer.Sequential())
+    first, second = model.describe().splitlines()[:2]
+    assert '#0 Linear+relu+Linear' in first
+    assert '#1 Sequential' in second
+
+
 def test_names() -> None:
     assert mnx.MultiNodeChainList is MultiNodeChainList
     assert issubclass(MultiNodeChainList, chainer.ChainList)
