@@ -169,10 +169,10 @@ class MultiNodeChainList(chainer.ChainList):
         >>> import mnx
         >>> model = MultiNodeChainList(mnx.create_communicator('local'))
         >>> model.add_link(chainer.links.Linear(3, 2), rank_out=0)
-        >>> model.add_link(chainer.links.ReLU(), rank_in=0)
+        >>> model.add_link(chainer.Sequential(chainer.functions.relu), rank_in=0)
         >>> print(model.describe())
           rank 0  #0 Linear  inputs     -> own queue
-          rank 0  #1 ReLU    own queue  -> output
+          rank 0  #1 relu    own queue  -> output
         """
         drawings = {'text': drawing.text, 'dot': drawing.dot}
         if style not in drawings:

@@ -9,9 +9,7 @@ from tests.examples.jobs import QUICK, accuracy_of, log_of, run
 ONE_PROCESS = 'mnist/train_mnist.py'
 TWO_PARTS = 'mnist/train_mnist_model_parallel.py'
 PAIRS = 'mnist/train_mnist_dual_parallel.py'
-EVERY = pytest.mark.parametrize(
-    ('script', 'n', 'n_like'), [(TWO_PARTS, 2, 1), (PAIRS, 2, 1), (PAIRS, 4, 2)]
-)
+EVERY = pytest.mark.parametrize(('script', 'n', 'n_like'), [(TWO_PARTS, 2, 1), (PAIRS, 4, 2)])
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +31,7 @@ def test_the_losses_are_those_of_data_parallel_training(tmp_path, script, n, n_l
     assert len(parts) == len(whole) == 3
     for entry, other in zip(parts, whole, strict=True):
         assert entry == pytest.approx(other, rel=1e-5)
-    assert parts[0]['main/loss'] > 1.5 * parts[-1]['main/loss']
+    assert parts[0]['main/loss'] > 1.2 * parts[-1]['main/loss']
     for once in ('data: ', 'epoch       main/loss', 'test accuracy'):
         assert done.stdout.count(once) == 1
 
