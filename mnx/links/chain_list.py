@@ -190,8 +190,7 @@ class MultiNodeChainList(chainer.ChainList):
             for dest in part.dests or ():
                 traffic.give(y, dest)
         if not outputs:
-            traffic.token.name = DELEGATE
-            return traffic.token
+            return traffic.delegate()
         return connected(traffic.token, outputs[0] if len(outputs) == 1 else tuple(outputs))
 
     def _compare_routes(self) -> None:
@@ -256,7 +255,7 @@ class Traffic:
     def __init__(self, comm: Communicator) -> None:
         self._comm = comm
         self._queue: deque[Any] = deque()
-        self.token: Variable = new_token()
+        self.token: Variable | None = None  # of the first node, which knows where arrays live
 
     def take(self, rank: int) -> Any:
         """Return what `rank` gives: a variable, or a tuple of several."""
@@ -273,6 +272,12 @@ class Traffic:
             self._queue.append(xs)
         else:
             (self.token,) = linear.Send(self._comm, Route(peer=rank)).run(xs, self.token)
+
+    def delegate(self) -> Variable:
+        """Return the last token, for a rank that has nothing else to call backward on."""
+        delegate = new_token() if self.token is None else self.token
+        delegate.name = DELEGATE
+        return delegate
 
 
 def _name(link: chainer.Link) -> str:

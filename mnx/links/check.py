@@ -15,6 +15,8 @@ from mnx.links.routes import (
     stuck,
 )
 
+MOST_FAULTS = 10  # in words
+
 
 def check(tables: Tables) -> None:
     """Raise if the plan hangs, forward or backward, or leaves a message behind.
@@ -28,16 +30,12 @@ def check(tables: Tables) -> None:
     """
     faults = [*_messages_alone(programs(tables)), *_queues(tables)] or _deadlock(programs(tables))
     if faults:
-        drawn = drawing.text(tables, {place for place, _ in faults})
-        raise MismatchError(
-            '\n'.join(
-                [
-                    'MultiNodeChainList: the routes do not fit together.',
-                    drawn,
-                    *dict.fromkeys(fault for _, fault in faults),
-                ]
-            )
-        )
+        lines = list(dict.fromkeys(fault for _, fault in faults))
+        if len(lines) > MOST_FAULTS:
+            lines[MOST_FAULTS:] = [f'... and {len(lines) - MOST_FAULTS} more like these.']
+        drawn = drawing.excerpt(tables, {place for place, _ in faults})
+        title = 'MultiNodeChainList: the routes do not fit together.'
+        raise MismatchError('\n'.join([title, drawn, *lines]))
 
 
 def _messages_alone(plans: list[Program]) -> list[tuple[Place, str]]:

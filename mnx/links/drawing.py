@@ -9,6 +9,28 @@ from mnx.links.routes import Component, End, Tables, partners, programs
 Place = tuple[int, int]  # rank, component
 
 
+MOST_LINES = 60  # of an error
+
+
+def excerpt(tables: Tables, odd: Collection[Place]) -> str:
+    """Return `text`; if that is long, of the first odd ranks and those they talk to only."""
+    if sum(map(len, tables)) <= MOST_LINES:
+        return text(tables, odd)
+    shown: set[int] = set()
+    for rank in sorted({rank for rank, _ in odd}):
+        hops = [hop for component in tables[rank] for hop in component.hops(rank)]
+        more = shown | {rank} | {hop.peer for hop in hops}
+        if shown and sum(len(tables[r]) for r in more) > MOST_LINES:
+            break
+        shown = more
+    lines = [
+        line
+        for line, (rank, _) in zip(text(tables, odd).splitlines(), _places(tables), strict=True)
+        if rank in shown
+    ]
+    return '\n'.join([*lines[:MOST_LINES], f'  ... of {len(tables)} ranks'])
+
+
 def text(tables: Tables, odd: Collection[Place] = ()) -> str:
     """Return one line for each component: rank, number, link, sources, destinations.
 
@@ -23,8 +45,8 @@ def text(tables: Tables, odd: Collection[Place] = ()) -> str:
     ends = _ends(tables)
     rows = [
         ((rank, i), f'#{i} {component.name}', *_ways(rank, component, ends.get((rank, i), ())))
-        for rank, table in enumerate(tables)
-        for i, component in enumerate(table)
+        for rank, i in _places(tables)
+        for component in [tables[rank][i]]
     ]
     names = max((len(name) for _, name, _, _ in rows), default=0)
     froms = max((len(source) for _, _, source, _ in rows), default=0)
@@ -54,6 +76,10 @@ def dot(tables: Tables) -> str:
 def place(end: End) -> str:
     """Return where an end of a message is."""
     return f'rank {end.rank} #{end.component}'
+
+
+def _places(tables: Tables) -> list[Place]:
+    return [(rank, i) for rank, table in enumerate(tables) for i in range(len(table))]
 
 
 def _ends(tables: Tables) -> dict[Place, list[tuple[End, End | None]]]:

@@ -37,12 +37,12 @@ def received(ys: Sequence[Variable]) -> Any:
     return ys[0] if len(ys) == 1 else tuple(ys)
 
 
-def connected(token: Variable, output: Any) -> Any:
+def connected(token: Variable | None, output: Any) -> Any:
     """Return `output` with each variable in it made dependent on `token`, and on all others.
 
     Parameters
     ----------
-    token : Variable
+    token : Variable or None
     output : Variable, array, or tuple, list or dict of such, to any depth
         Anything else in it stays as it is.
     """

@@ -335,6 +335,40 @@ def test_one_inside_another(comm: Communicator) -> None:
     assert '> rank 0' in same_error(comm, model)
 
 
+@two_ranks
+@pytest.mark.limit(30)
+def test_the_inner_one_does_not_wait_for_all_ranks(comm: Communicator) -> None:
+    """They come to it one after another."""
+    model, inner = MultiNodeChainList(comm), MultiNodeChainList(comm)
+    inner.add_link(make('f', 0), rank_out=comm.rank)
+    inner.add_link(make('g', 1), rank_in=comm.rank)
+    before = comm.rank - 1 if comm.rank else None
+    after = comm.rank + 1 if comm.rank < comm.size - 1 else None
+    model.add_link(inner, before, after)
+    y = model(np.ones((1, WIDTH)))
+    (y if after else F.sum(y)).backward()
+    assert all(p.grad.any() for p in inner.params())
+
+
+def test_without_checks_only_the_first_call_is_collective(
+    comm: Communicator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comm.meetings, 'checks', False)
+    model = MultiNodeChainList(comm)
+    model.add_link(make('f', 0))
+    model(np.ones((1, WIDTH)))
+    if comm.rank == 0:
+        model(np.ones((1, WIDTH)))
+
+
+def test_long_messages(comm: Communicator) -> None:
+    """That MPI does not buffer; forward and backward."""
+    model = two_way(comm)
+    y = model(np.ones((40_000, WIDTH)))
+    (F.sum(y) if comm.rank == 0 else y).backward()
+    assert all(p.grad.any() for p in model.params())
+
+
 def test_describe(comm: Communicator) -> None:
     model = two_way(comm)
     before = model.describe()

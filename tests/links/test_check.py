@@ -77,3 +77,19 @@ def test_an_output_for_nobody() -> None:
     said = complaint(table((None, (0, 0)), (0, None)))
     assert '> rank 0  #0 L  inputs     -> own queue, own queue\n' in said
     assert 'keeps an output for its own rank, where nothing takes it' in said
+
+
+def test_many_ranks_are_not_all_drawn() -> None:
+    """The odd ones are, and those beside them."""
+    n = 1000
+    ring = [table((None, 1), (n - 1, None)), *(table((r - 1, (r + 1) % n)) for r in range(1, n))]
+    check(ring)
+    said = complaint(*ring[:500], table((498, 501)), *ring[501:])
+    lines = said.splitlines()
+    assert len(lines) < 15
+    assert '> rank 500  #0 L  rank 498 ?   -> rank 501 #0' in lines
+    assert '> rank 499  #0 L  rank 498 #0  -> rank 500 ?' in lines
+    assert '  ... of 1000 ranks' in lines
+    said = complaint(*([table((None, None))] + [table((0, None))] * (n - 1)))
+    assert len(said.splitlines()) < 80
+    assert said.endswith('... and 989 more like these.')
