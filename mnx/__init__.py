@@ -30,8 +30,8 @@ from mnx.errors import MnxError as MnxError  # noqa: E402
 from mnx.extensions import (  # noqa: E402
     create_multi_node_evaluator as create_multi_node_evaluator,
 )
-from mnx.links import parallelize as parallelize  # noqa: E402
 from mnx.links import MultiNodeChainList as MultiNodeChainList  # noqa: E402
+from mnx.links import parallelize as parallelize  # noqa: E402
 from mnx.optimizers import (  # noqa: E402
     create_multi_node_optimizer as create_multi_node_optimizer,
 )

@@ -75,7 +75,10 @@ def test_each_collective_is_the_one_of_nccl(transport: NcclTransport, library: H
 def test_dtypes_that_nccl_lacks_go_through_the_host(
     transport: NcclTransport, library: HostLibrary, dtype: str, op: str, by_nccl: bool
 ) -> None:
-    parts = [(data(r, 7, False) * (1j if dtype[0] == 'c' else 1)).astype(dtype) for r in range(4)]
+    parts = [
+        (data(r, 7, False) * (1j if dtype[0] == 'c' else 1)).astype(dtype)
+        for r in range(transport.size)
+    ]
     buffer = far(parts[transport.rank].copy())
     transport.all_reduce(buffer, op)
     ufunc = {'sum': np.add, 'prod': np.multiply, 'max': np.maximum, 'min': np.minimum}[op]
