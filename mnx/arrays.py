@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mnx import recycling
 from mnx.errors import ArgumentError, DtypeError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def to_place(x: Array, place: str) -> Array:
 
 
 def empty_at(place: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
-    """Return a new uninitialised array on the CPU or the current GPU.
+    """Return an uninitialised array on the CPU or the current GPU; on recycled memory, if large.
 
     Raises
     ------
@@ -141,7 +142,7 @@ def empty_at(place: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
         It should be on a GPU, but there is no CuPy.
     """
     if place == 'cpu':
-        return np.empty(shape, dtype)
+        return recycling.empty(shape, dtype)
     try:
         import cupy
     except ImportError as error:

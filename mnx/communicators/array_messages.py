@@ -12,7 +12,7 @@ from mnx.arrays import (
     Array,
     Reduction,
     as_bytes,
-    empty_like,
+    empty_at,
     flat,
     is_array,
     module_of,
@@ -87,7 +87,7 @@ class ArrayMessages(Endpoint):
         with self._meet('allreduce') as meeting:
             x, rule = _reducible(x, op, 'allreduce')
             meeting.bring(op, *_kind(x))
-        total = empty_like(x, x.shape, rule.wire)
+        total = empty_at(place_of(x), x.shape, rule.wire)
         self._arrays.all_reduce(flat(x.astype(rule.wire, copy=False)), rule.op, flat(total))
         return self._finished(total, op, rule)
 
@@ -153,7 +153,7 @@ class ArrayMessages(Endpoint):
             xs = self._row(xs, 'reduce_scatter')
             rules = [reduction(x.dtype, op) for x in xs]
             meeting.bring(op, *(_named(x.dtype, x.shape) for x in xs), *_where(xs[0]))
-        mine = empty_like(xs[0], xs[self.rank].shape, rules[self.rank].wire)
+        mine = empty_at(place_of(xs[0]), xs[self.rank].shape, rules[self.rank].wire)
         if len({(rule.wire, rule.op) for rule in rules}) == 1:
             sent = _joined(whole, xs).astype(rules[0].wire, copy=False)
             counts = [x.size for x in xs]
@@ -221,7 +221,7 @@ class ArrayMessages(Endpoint):
         table = np.empty((self.size, headers.WORDS), np.int64)
         self._control.all_gather(headers.header(x), flat(table), [headers.WORDS] * self.size)
         counts = headers.nbytes(table)
-        received = empty_like(x, (sum(counts),), np.uint8)
+        received = empty_at(place_of(x), [sum(counts)], np.dtype(np.uint8))
         self._arrays.all_gather(as_bytes(x), received, counts)
         return headers.cut(received, table)
 
@@ -281,8 +281,7 @@ class ArrayMessages(Endpoint):
         The counterpart is ``recv(source, tag)`` on rank `dest`. Returns when `data` may be
         changed, which for long messages is when `dest` has begun to receive.
         """
-        self._check_open('send')
-        self._mail.send(data, self._rank('send', 'dest', dest), self._tag('send', tag))
+        self._mail.send(data, *self._route('send', 'dest', dest, tag))
 
     def recv(self, source: SupportsIndex, tag: SupportsIndex = 0) -> Array | tuple[Array, ...]:
         """Receive what `source` sent with `tag`: an array, or a tuple if it sent a sequence.
@@ -293,10 +292,10 @@ class ArrayMessages(Endpoint):
             A rank, or mpi4py's ``MPI.ANY_SOURCE``.
         tag : int
         """
-        self._check_open('recv')
-        if source != self._arrays.any_source:
-            source = self._rank('recv', 'source', source)
-        return self._mail.recv(int(source), self._tag('recv', tag))
+        if source == self._arrays.any_source:
+            self._check_open('recv')
+            return self._mail.recv(int(source), self._tag('recv', tag))
+        return self._mail.recv(*self._route('recv', 'source', source, tag))
 
     @functools.cached_property
     def _mail(self) -> PointToPoint:

@@ -167,10 +167,23 @@ class Endpoint:
         return rank
 
     def _tag(self, call: str, tag: SupportsIndex) -> int:
-        highest = min(self._channels.mail.max_tag, self._arrays.max_tag)
-        if not 0 <= operator.index(tag) <= highest:
+        number, highest = operator.index(tag), self._max_tag
+        if not 0 <= number <= highest:
             raise ArgumentError(f'{call}: a tag is 0 to {highest}, but got {tag!r}.')
-        return operator.index(tag)
+        return number
+
+    @functools.cached_property
+    def _max_tag(self) -> int:
+        return min(self._channels.mail.max_tag, self._arrays.max_tag)
+
+    def _route(
+        self, call: str, name: str, peer: SupportsIndex, tag: SupportsIndex
+    ) -> tuple[int, int]:
+        """Return the other rank and the tag of a message, if they are valid."""
+        self._check_open(call)
+        if type(peer) is type(tag) is int and 0 <= peer < self.size and 0 <= tag <= self._max_tag:
+            return peer, tag
+        return self._rank(call, name, peer), self._tag(call, tag)
 
     def _one_per_rank(self, call: str, given: int) -> None:
         if given != self.size:

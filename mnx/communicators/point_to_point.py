@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from mnx.arrays import Array, as_bytes, flat, is_array, on_gpu, sendable
+from mnx.arrays import Array, as_bytes, empty_at, flat, is_array, on_gpu, sendable
 from mnx.communicators import headers
 from mnx.transports.base import FRAME_BYTES, Transport
 
 LEAD_WORDS = 2 + headers.WORDS
 LEAD_BYTES = 8 * LEAD_WORDS
+INLINE_BYTES = FRAME_BYTES - LEAD_BYTES
 BARE = -1
 KEPT = 1000  # leads; more kinds of arrays than that are no pattern worth remembering
 
@@ -31,11 +32,12 @@ Kind = tuple[np.dtype[Any], tuple[int, ...]]
 
 
 class Frame:
-    """Memory for one received frame."""
+    """Memory for one received frame, and views of it as the arrays of the leads that came."""
 
     def __init__(self) -> None:
         self.memory = bytearray(FRAME_BYTES)
         self.lead = memoryview(self.memory)[:LEAD_BYTES]
+        self.views: dict[bytes, Array] = {}
 
 
 class PointToPoint:
@@ -43,8 +45,8 @@ class PointToPoint:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._leads: dict[Kind, bytes] = {}  # of arrays that fit into a frame
-        self._kinds: dict[bytes, Kind] = {}
+        self._leads: dict[Kind, bytes] = {}
+        self._long: dict[bytes, Kind] = {}  # leads of arrays that do not fit into a frame
         self._frames: list[Frame] = []  # more than one if several threads receive
 
     def send(self, data: Array | Sequence[Array], dest: int, tag: int) -> None:
@@ -52,7 +54,7 @@ class PointToPoint:
         if type(data) is np.ndarray:
             lead = self._leads.get((data.dtype, data.shape))
             if lead is not None:
-                self._transport.send_frame(lead + data.tobytes(), dest, tag)
+                self._send_known(lead, data, dest, tag)
                 return
         bare = is_array(data)
         arrays = [sendable(x, 'send') for x in ([data] if bare else data)]
@@ -64,23 +66,27 @@ class PointToPoint:
         try:
             source, tag = self._transport.recv_frame(frame.memory, source, tag, status)
             lead = frame.lead.tobytes()
-            kind = self._kinds.get(lead)
-            if kind is None:
-                return self._recv(frame, lead, source, tag)
-            dtype, shape = kind
-            return np.ndarray(shape, dtype, frame.memory, LEAD_BYTES).copy()
+            view = frame.views.get(lead)
+            return self._recv(frame, lead, source, tag) if view is None else view.copy()
         finally:
             self._frames.append(frame)
+
+    def _send_known(self, lead: bytes, data: Array, dest: int, tag: int) -> None:
+        if data.nbytes <= INLINE_BYTES:
+            self._transport.send_frame(lead + data.tobytes(), dest, tag)
+            return
+        self._transport.send_frame(lead, dest, tag)
+        self._transport.send(as_bytes(np.ascontiguousarray(data)), dest, tag)
 
     def _send(self, arrays: Sequence[Array], count: int, dest: int, tag: int) -> None:
         table = headers.headers(arrays).tobytes()
         bare, nbytes = count == BARE, sum(x.nbytes for x in arrays)
-        inline = LEAD_BYTES + len(table) + nbytes <= FRAME_BYTES
+        inline = nbytes + (0 if bare else len(table)) <= INLINE_BYTES
         lead = np.array([count, inline], np.int64).tobytes()
         lead += table if bare else bytes(LEAD_BYTES - len(lead))
+        if bare and not on_gpu(arrays[0]):
+            _remember(self._leads, (arrays[0].dtype, arrays[0].shape), lead)
         if inline:
-            if bare and not on_gpu(arrays[0]):
-                _remember(self._leads, (arrays[0].dtype, arrays[0].shape), lead)
             body = b''.join(x.tobytes() for x in arrays)
             self._transport.send_frame(lead + (b'' if bare else table) + body, dest, tag)
             return
@@ -92,6 +98,8 @@ class PointToPoint:
 
     def _recv(self, frame: Frame, lead: bytes, source: int, tag: int) -> Array | tuple[Array, ...]:
         """Receive an array of a new kind, a tuple, or what is behind the frame."""
+        if lead in self._long:
+            return self._recv_long(*self._long[lead], source, tag)
         count, inline, *header = np.frombuffer(lead, np.int64).tolist()
         body = np.frombuffer(frame.memory, np.uint8)[LEAD_BYTES:]
         length = 8 * headers.WORDS * count
@@ -106,9 +114,23 @@ class PointToPoint:
             found = self._recv_each(table, source, tag)
         else:
             found = tuple(x.copy() for x in headers.cut(body, table))
-            if count == BARE and not on_gpu(found[0]):
-                _remember(self._kinds, lead, (found[0].dtype, found[0].shape))
+        if count == BARE and not on_gpu(found[0]):
+            self._learn(frame, lead, found[0])
         return found[0] if count == BARE else found
+
+    def _learn(self, frame: Frame, lead: bytes, x: Array) -> None:
+        if x.nbytes <= INLINE_BYTES:
+            view = np.ndarray(x.shape, x.dtype, frame.memory, LEAD_BYTES)
+            _remember(frame.views, lead, view)
+        else:
+            _remember(self._long, lead, (x.dtype, x.shape))
+
+    def _recv_long(
+        self, dtype: np.dtype[Any], shape: tuple[int, ...], source: int, tag: int
+    ) -> Array:
+        x = empty_at('cpu', shape, dtype)
+        self._transport.recv(as_bytes(x), source, tag)
+        return x
 
     def _recv_each(self, table: Array, source: int, tag: int) -> tuple[Array, ...]:
         found = tuple(headers.allocate(words) for words in table)

@@ -1,0 +1,100 @@
+"""Memory is used again when nobody can see it any more, and not before."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from mnx import recycling
+
+LONG = recycling.FROM_BYTES
+FLOAT = np.dtype(np.float64)
+
+
+@pytest.fixture(autouse=True)
+def _empty_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recycling, '_spare', {})
+
+
+def address(x: np.ndarray) -> int:
+    return x.__array_interface__['data'][0]
+
+
+def test_an_array_as_any_other() -> None:
+    x = recycling.empty((LONG // 8, 2), FLOAT)
+    assert (x.shape, x.dtype) == ((LONG // 8, 2), FLOAT)
+    assert x.flags.c_contiguous
+    assert x.flags.writeable
+    assert x.flags.aligned
+    x[...] = 3
+    assert x.sum() == 3 * x.size
+
+
+def test_its_memory_is_used_again() -> None:
+    x = recycling.empty((LONG,), FLOAT)
+    before = address(x)
+    del x
+    assert address(recycling.empty((LONG // 2, 2), FLOAT)) == before
+
+
+@pytest.mark.parametrize(
+    'look',
+    [
+        lambda x: x[5:],
+        lambda x: x.reshape(2, -1).T,
+        lambda x: memoryview(x),
+        lambda x: x.view('u1'),
+    ],
+    ids=['slice', 'transposed', 'memoryview', 'bytes'],
+)
+def test_not_while_somebody_looks(look: object) -> None:
+    x = recycling.empty((LONG,), FLOAT)
+    before, seen = address(x), look(x)
+    x[...] = 1
+    del x
+    other = recycling.empty((LONG,), FLOAT)
+    assert address(other) != before
+    other[...] = 2
+    assert np.asarray(seen).ravel()[-1] in (1, np.ones(1).view('u1')[-1])
+    del seen
+    assert address(recycling.empty((LONG,), FLOAT)) == before
+
+
+def test_other_lengths_and_short_ones_are_new() -> None:
+    x = recycling.empty((LONG,), FLOAT)
+    before = address(x)
+    del x
+    y = recycling.empty((LONG + 1,), FLOAT)
+    assert address(y) != before
+    assert recycling.empty((LONG // 8 - 1,), FLOAT).flags.owndata
+    assert recycling.empty((), FLOAT).shape == ()
+    assert recycling.empty((0, 3), FLOAT).shape == (0, 3)
+
+
+def test_what_was_not_needed_for_longest_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recycling, 'KEPT_BYTES', 3 * LONG)
+    xs = [recycling.empty((LONG // 8 + k,), FLOAT) for k in range(4)]
+    lengths = [x.nbytes for x in xs]
+    while xs:
+        xs.pop(0)
+    assert [memory.nbytes for memory in recycling._spare.values()] == lengths[-2:]
+
+
+def test_threads_never_share() -> None:
+    wrong = []
+
+    def use(value: int) -> None:
+        for _ in range(200):
+            x = recycling.empty((LONG // 8,), FLOAT)
+            x[::512] = value
+            if (x[::512] != value).any():
+                wrong.append(value)
+
+    threads = [threading.Thread(target=use, args=[k]) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
