@@ -21,8 +21,8 @@ _suite = detect(os.environ)
 
 # What these jobs do does not depend on the suite they are started from, only how long they take.
 pytestmark = pytest.mark.skipif(
-    _suite is not None and _suite.size > 2,
-    reason='starts jobs of its own: the suite on 1 or 2 ranks does',
+    _suite is not None and _suite.size > 1,
+    reason='starts jobs of its own: the suite on 1 rank does',
 )
 
 LIMIT_S = 10.0  # half a second on a quiet machine; a test must also pass on a busy one
