@@ -21,7 +21,7 @@ import numpy as np
 
 Memory = np.ndarray[Any, np.dtype[np.uint8]]
 
-FROM_BYTES = 256 * 1024  # what is shorter comes from malloc's own pool
+FROM_BYTES = 2 * 1024 * 1024  # what is shorter comes from malloc's own pool, and faster
 KEPT_BYTES = 256 * 1024 * 1024  # at most, per process
 
 # Those that nobody uses, the one that was given back last at the end. Each operation on it is one

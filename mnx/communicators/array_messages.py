@@ -179,9 +179,8 @@ class ArrayMessages(Endpoint):
             root = self._rank('bcast', 'root', root)
             meeting.bring(f'root={root}')
             sent = sendable(x, 'bcast') if self.rank == root else None
-        words = np.empty(headers.WORDS, np.int64) if sent is None else headers.header(sent)
-        self._control.broadcast(words, root)
-        received = headers.allocate(words) if sent is None else sent
+            meeting.carry(None if sent is None else headers.header(sent))
+        received = headers.allocate(meeting.cargo) if sent is None else sent
         self._arrays.broadcast(as_bytes(received), root)
         return received if sent is None else x
 
@@ -199,9 +198,12 @@ class ArrayMessages(Endpoint):
             root = self._rank('gather', 'root', root)
             x = sendable(x, 'gather')
             meeting.bring(f'root={root}', *_where(x))
+            words = headers.header(x)
+            meeting.carry(words)
         at_root = self.rank == root
-        table: Array = np.empty((self.size, headers.WORDS), np.int64) if at_root else None
-        self._control.gather(headers.header(x), table, root)
+        table: Array = headers.repeated(words, self.size) if at_root else None
+        if not meeting.all_brought_the_same():
+            self._control.gather(words, table, root)
         found = None if table is None else tuple(headers.allocate(words) for words in table)
         self._arrays.gather(as_bytes(x), found and [as_bytes(y) for y in found], root)
         return found
@@ -218,8 +220,11 @@ class ArrayMessages(Endpoint):
         with self._meet('allgather') as meeting:
             x = sendable(x, 'allgather')
             meeting.bring(*_where(x))
-        table = np.empty((self.size, headers.WORDS), np.int64)
-        self._control.all_gather(headers.header(x), flat(table), [headers.WORDS] * self.size)
+            words = headers.header(x)
+            meeting.carry(words)
+        table = headers.repeated(words, self.size)
+        if not meeting.all_brought_the_same():
+            self._control.all_gather(words, flat(table), [headers.WORDS] * self.size)
         counts = headers.nbytes(table)
         received = empty_at(place_of(x), [sum(counts)], np.dtype(np.uint8))
         self._arrays.all_gather(as_bytes(x), received, counts)
@@ -238,8 +243,11 @@ class ArrayMessages(Endpoint):
             root = self._rank('scatter', 'root', root)
             meeting.bring(f'root={root}')
             rows = self._row(xs, 'scatter') if self.rank == root else None
-        words = np.empty(headers.WORDS, np.int64)
-        self._control.scatter(None if rows is None else headers.headers(rows), words, root)
+            meeting.carry(None if rows is None else headers.common(rows))
+        words = meeting.cargo
+        if words[0] == headers.MIXED:
+            words = np.empty(headers.WORDS, np.int64)
+            self._control.scatter(None if rows is None else headers.headers(rows), words, root)
         received = headers.allocate(words)
         sent = None if rows is None else [as_bytes(x) for x in rows]
         self._arrays.scatter(sent, as_bytes(received), root)
@@ -261,8 +269,11 @@ class ArrayMessages(Endpoint):
         with self._meet('alltoall') as meeting:
             rows = self._row(xs, 'alltoall')
             meeting.bring(*_where(rows[0]))
-        table: Array = np.empty((self.size, headers.WORDS), np.int64)
-        self._control.all_to_all(headers.headers(rows), table)
+            words = headers.common(rows)
+            meeting.carry(words)
+        table: Array = headers.repeated(words, self.size)
+        if words[0] == headers.MIXED or not meeting.all_brought_the_same():
+            self._control.all_to_all(headers.headers(rows), table)
         received = tuple(headers.allocate(words) for words in table)
         self._arrays.all_to_all([as_bytes(x) for x in rows], [as_bytes(y) for y in received])
         return received

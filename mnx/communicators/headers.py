@@ -12,8 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from mnx.arrays import Array, dtype_number, dtype_of, empty_at, on_gpu, to_place
+from mnx.health.meeting import CARGO
 
-WORDS = 16
+WORDS = CARGO
+MIXED = -1  # instead of a dtype: the arrays differ, so each one has a header of its own
 _GPU = 256
 
 
@@ -36,6 +38,19 @@ def headers(xs: Sequence[Array]) -> Array:
     for words, x in zip(table, xs, strict=True):
         _describe(x, words)
     return table
+
+
+def common(xs: Sequence[Array]) -> Array:
+    """Return the header that all arrays have, or one that says that they differ."""
+    words = header(xs[0])
+    if any(x.shape != xs[0].shape or x.dtype != xs[0].dtype for x in xs):
+        words[0] = MIXED
+    return words
+
+
+def repeated(words: Array, times: int) -> Array:
+    """Return the table of `times` equal headers, shape (times, 16)."""
+    return np.tile(words, (times, 1))
 
 
 def allocate(words: Array) -> Array:

@@ -120,7 +120,7 @@ class PointToPoint:
 
     def _learn(self, frame: Frame, lead: bytes, x: Array) -> None:
         if x.nbytes <= INLINE_BYTES:
-            view = np.ndarray(x.shape, x.dtype, frame.memory, LEAD_BYTES)
+            view: Array = np.ndarray(x.shape, x.dtype, frame.memory, LEAD_BYTES)
             _remember(frame.views, lead, view)
         else:
             _remember(self._long, lead, (x.dtype, x.shape))

@@ -9,7 +9,8 @@ a collective and the others enter it. So all ranks meet first::
 
 The numbers are [failed?, sequence, digest, -sequence, -digest]; the largest of -x is minus the
 smallest x, so one small all-reduce tells whether all are equal. Only if they are not, the ranks
-exchange words: what each one called, from which line, and what it failed of.
+exchange words: what each one called, from which line, and what it failed of. Behind the numbers is
+room for cargo, [x, -x], so that what must be known before the collective needs no round of its own.
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ from types import FrameType, TracebackType
 
 import numpy as np
 
+from mnx.arrays import Array
 from mnx.errors import MismatchError, MnxError, RemoteError
 from mnx.transports import pickles
 from mnx.transports.base import Transport
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
 _SHARED = '__mnx_shared__'  # the meetings that have told all ranks of an error
+_NUMBERS = 5
+
+CARGO = 16  # words
+NOTHING = -2  # in the first word of a rank without cargo: less than that of any other
 
 
 @dataclass
@@ -51,7 +57,9 @@ class Meetings:
     def __init__(self, control: Transport) -> None:
         self.control = control
         self.sequence = 0
-        self.words = np.empty(5, np.int64)
+        self.words = np.zeros(_NUMBERS + 2 * CARGO, np.int64)
+        self.cargo = self.words[_NUMBERS : _NUMBERS + CARGO]
+        self.negated_cargo = self.words[_NUMBERS + CARGO :]
         self.checks = os.environ.get('MNX_CHECK', '1') != '0'
 
     def __call__(self, call: str, *, optional: bool = False) -> Meeting:
@@ -80,10 +88,32 @@ class Meeting:
         self._sequence = meetings.sequence
         self._call = call
         self._detail: Callable[[], list[str]] = list
+        self._carries = False
 
     def bring(self, *facts: object) -> None:
         """Add facts that must be equal on all ranks, such as a dtype and a shape."""
         self._call = ' '.join([self._call, *map(str, facts)])
+
+    def carry(self, cargo: Array | None) -> None:
+        """Bring 16 words, or nothing; then all have the largest of each, until they meet again.
+
+        Takes place even if the comparison does not.
+        """
+        self._carries = True
+        if cargo is None:
+            self._meetings.words[_NUMBERS:] = NOTHING
+        else:
+            self._meetings.cargo[:] = cargo
+            np.negative(cargo, out=self._meetings.negated_cargo)
+
+    @property
+    def cargo(self) -> Array:
+        """The largest of what the ranks brought, word by word."""
+        return self._meetings.cargo
+
+    def all_brought_the_same(self) -> bool:
+        """Tell whether every rank's cargo was the same."""
+        return bool((self._meetings.cargo == -self._meetings.negated_cargo).all())
 
     def detail(self, lines: Callable[[], list[str]]) -> None:
         """Say what a digest stands for; `lines` is called only if the ranks disagree."""
@@ -99,6 +129,8 @@ class Meeting:
         trace: TracebackType | None,
     ) -> None:
         if not self._takes_place:
+            if self._carries and error is None:
+                self._meetings.control.all_reduce(self._meetings.words, 'max')
             return
         if error is not None and (not isinstance(error, Exception) or self._is_shared(error)):
             return  # SystemExit, KeyboardInterrupt; or a meeting inside this one told all ranks
@@ -120,9 +152,9 @@ class Meeting:
     def _all_equal(self, failed: bool) -> bool:
         words, sequence = self._meetings.words, self._sequence
         digest = zlib.crc32(self._call.encode())
-        words[:] = failed, sequence, digest, -sequence, -digest
+        words[:_NUMBERS] = failed, sequence, digest, -sequence, -digest
         self._meetings.control.all_reduce(words, 'max')
-        any_failed, high, high_digest, low, low_digest = words.tolist()
+        any_failed, high, high_digest, low, low_digest = words[:_NUMBERS].tolist()
         # in step again after an error that kept some ranks from meetings inside this one
         self._meetings.sequence = max(high, self._meetings.sequence)
         return not any_failed and high == -low and high_digest == -low_digest
