@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from threading import get_ident
 from time import monotonic
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 P = ParamSpec('P')
 R = TypeVar('R')
@@ -28,18 +28,21 @@ class Wait:
 
 
 def waits(method: Callable[P, R]) -> Callable[P, R]:
-    """Mark a method that returns only when other ranks have done their part."""
+    """Mark a method that returns only when other ranks have done their part.
+
+    Its arguments are positional: handing on keywords would cost as much as all the rest.
+    """
 
     @functools.wraps(method)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: Any) -> Any:
         thread = get_ident()
         _since[thread] = monotonic()
         try:
-            return method(*args, **kwargs)
+            return method(*args)  # type: ignore[call-arg]
         finally:
             _since.pop(thread, None)  # a marked method inside this one has taken it out already
 
-    return call
+    return cast('Callable[P, R]', call)
 
 
 def longest() -> Wait | None:

@@ -11,7 +11,7 @@ class Blocking:
     """Marked methods that look at their own mark."""
 
     @waiting.waits
-    def call(self, value: int, *, plus: int) -> tuple[int, waiting.Wait | None]:
+    def call(self, value: int, plus: int) -> tuple[int, waiting.Wait | None]:
         return value + plus, waiting.longest()
 
     @waiting.waits
@@ -20,12 +20,12 @@ class Blocking:
 
     @waiting.waits
     def nested(self) -> waiting.Wait | None:
-        self.call(1, plus=2)
+        self.call(1, 2)
         return waiting.longest()
 
 
 def test_a_marked_method_waits_while_it_runs() -> None:
-    value, wait = Blocking().call(1, plus=2)
+    value, wait = Blocking().call(1, 2)
     assert value == 3
     assert wait is not None
     assert wait.thread == threading.get_ident()
