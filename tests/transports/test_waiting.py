@@ -43,7 +43,7 @@ def test_a_wait_inside_a_wait_is_progress() -> None:
 
 
 def test_the_next_wait_is_another_one() -> None:
-    first, second = Blocking().call(0, plus=0)[1], Blocking().call(0, plus=0)[1]
+    first, second = Blocking().call(0, 0)[1], Blocking().call(0, 0)[1]
     assert first != second
 
 
@@ -58,7 +58,7 @@ def test_longest_of_two_threads() -> None:
     thread = threading.Thread(target=block)
     thread.start()
     began.wait()
-    _, wait = Blocking().call(0, plus=0)
+    _, wait = Blocking().call(0, 0)
     release.set()
     thread.join()
     assert wait is not None
