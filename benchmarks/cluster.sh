@@ -30,6 +30,7 @@
 # Environment: MNX_CLUSTER (a name of 1 to 8 letters and digits: several can be up at once), MPIEXEC.
 # Needs iproute2 (ip, tc), util-linux (unshare, nsenter), and python3 for a delay.
 set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin  # a user who became root may not have them
 
 NAME=${MNX_CLUSTER:-mnx}
 [[ $NAME =~ ^[a-z0-9]{1,8}$ ]] || { echo "cluster.sh: MNX_CLUSTER: 1 to 8 of a-z and 0-9, not '$NAME'" >&2; exit 2; }

@@ -87,6 +87,7 @@ def recv(
     ArgumentError
         `rank` is this rank, or none.
     """
+    rank = communicator._rank('recv', 'rank', rank)  # ANY_SOURCE would have no way back
     _check_peer(communicator, 'recv', rank)
     if delegate_variable is not None and delegate_variable.name is None:
         delegate_variable.name = DELEGATE

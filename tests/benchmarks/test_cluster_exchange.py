@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -13,11 +14,17 @@ def missing():
     """Return why there can be no emulated cluster here, or nothing."""
     if not sys.platform.startswith('linux') or os.geteuid() != 0:
         return 'an emulated cluster needs root on Linux'
+    path = os.pathsep.join([os.environ['PATH'], '/usr/sbin', '/sbin'])
+    for tool in ('ip', 'tc', 'unshare', 'nsenter'):
+        if shutil.which(tool, path=path) is None:
+            return f'an emulated cluster needs {tool}'
     probe = ['unshare', '--net', '--uts', '--ipc', '--mount', 'ip', 'link', 'add', 'type', 'veth']
     try:
-        done = subprocess.run(probe, capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        return f'an emulated cluster needs {error.filename}'
+        done = subprocess.run(
+            probe, env={'PATH': path}, capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        return f'no emulated cluster here: {error}'
     return done.stderr
 
 

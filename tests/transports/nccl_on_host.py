@@ -53,6 +53,7 @@ def cupy_on_host() -> Any:
     stream = SimpleNamespace(synchronize=lambda: None)
     return SimpleNamespace(
         ndarray=FarAway,
+        asarray=lambda x: far(np.asarray(x)),
         empty=lambda shape, dtype: far(np.empty(shape, dtype)),
         concatenate=_concatenate,
         cuda=SimpleNamespace(get_current_stream=lambda: stream),
