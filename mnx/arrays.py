@@ -197,6 +197,11 @@ def sendable(x: Any, call: str) -> Array:
             f'{call}: needs a NumPy or CuPy array but got {type(x).__name__}. '
             "Pass a Variable's .array, or use the *_obj method for other objects."
         )
+    if isinstance(x, np.ma.MaskedArray):
+        raise DtypeError(
+            f'{call}: a masked array cannot travel, its mask would be lost. '
+            'Send its .data and its .mask, or fill it.'
+        )
     x = np.asarray(x) if isinstance(x, np.generic) else x
     native = x.dtype.newbyteorder('=')
     if dtype_number(native) < 0:

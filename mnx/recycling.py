@@ -52,8 +52,9 @@ def empty(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
 
 
 def _take(nbytes: int) -> Memory:
-    for number, memory in reversed(list(_spare.items())):
-        if memory.nbytes == nbytes and _spare.pop(number, None) is not None:
+    for number in reversed(list(_spare)):
+        memory = _spare.get(number)
+        if memory is not None and memory.nbytes == nbytes and _spare.pop(number, None) is not None:
             return memory
     return np.empty(nbytes, np.uint8)
 

@@ -48,6 +48,24 @@ class PendingArray:
         return self._result
 
 
+class Flights:
+    """What has been started and may not have ended: MPI still writes there, wanted or not."""
+
+    def __init__(self) -> None:
+        self._pending: list[PendingArray] = []
+
+    def add(self, pending: PendingArray) -> PendingArray:
+        """Keep `pending`, and let go of those that have ended."""
+        self._pending = [p for p in self._pending if not p.test()]
+        self._pending.append(pending)
+        return pending
+
+    def close(self) -> None:
+        """Wait for all."""
+        while self._pending:
+            self._pending.pop(0).wait()
+
+
 class ArrayMessages(Endpoint):
     """The array methods of a communicator.
 
@@ -112,7 +130,11 @@ class ArrayMessages(Endpoint):
             meeting.bring(op, *_kind(x))
         total = x.astype(rule.wire)
         pending = self._arrays.start_all_reduce(flat(total), rule.op)
-        return PendingArray(pending, lambda: self._finished(total, op, rule))
+        return self._flights.add(PendingArray(pending, lambda: self._finished(total, op, rule)))
+
+    @functools.cached_property
+    def _flights(self) -> Flights:
+        return self._own(Flights())
 
     def reduce(self, x: Array, op: str = 'sum', root: SupportsIndex = 0) -> Array | None:
         """Reduce arrays of equal shape and dtype over all ranks, onto the root.

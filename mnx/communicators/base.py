@@ -141,8 +141,9 @@ class Communicator(ArrayMessages, ObjectMessages, ModelMessages):
         does nothing.
         """
         if not self._resources.closed:
-            with self._meet(farewell.LAST_CALL):
-                farewell.said(self.meetings)
+            if not farewell.say_to(self.meetings):
+                self._resources.closed = True
+                return
             for number in sorted(self._split_resources):
                 self._split_resources.pop(number).close()
             self._resources.close()

@@ -21,7 +21,7 @@ from mnx.communicators.shared_memory import SharedMemoryCommunicator
 from mnx.communicators.two_dimensional import TwoDimensionalCommunicator
 from mnx.errors import ArgumentError, MissingPackageError
 from mnx.health import farewell, watchdog
-from mnx.health.meeting import Meetings
+from mnx.health.meeting import Meetings, checks_wanted
 from mnx.topology import Topology
 from mnx.transports import devices, gpu_aware, launch
 from mnx.transports.base import Channels, Transport
@@ -108,7 +108,7 @@ def create_communicator(
                 f'Choose one of {", ".join(NAMES)}.'
             )
         config = Config(float_dtype(allreduce_grad_dtype), bool(batched_copy))
-        meeting.bring(communicator_name, config)
+        meeting.bring(communicator_name, config, f'MNX_CHECK={int(checks_wanted())}')
         timeout = watchdog.timeout_of()
     watchdog.start(channels.control, timeout)
     comm = build(communicator_name, channels, config)

@@ -16,13 +16,13 @@ from typing import Any
 import chainer
 import numpy as np
 
-from mnx.arrays import Array, place_of, reduction
+from mnx.arrays import Array, module_of, place_of, reduction
 from mnx.packing import Bucket, plan
 
 # as id, which is ten times as slow where some library listens to Python's audit events
 _address = object.__hash__
 
-Kind = tuple[tuple[int, ...], np.dtype[Any]]  # shape and dtype of an array
+Form = tuple[tuple[int, ...], np.dtype[Any], tuple[int, ...]]  # shape, dtype, strides
 
 
 class Layout:
@@ -31,7 +31,11 @@ class Layout:
     Attributes
     ----------
     names : list of str
+    forms : list of (shape, dtype, strides)
     kinds : list of (shape, dtype)
+    repeating : list of int
+        The arrays in which one number in memory stands for many, as in a gradient of `F.sum`:
+        nothing can be written there.
     types : set of type
         NumPy's arrays, CuPy's, or both.
     place : str
@@ -44,7 +48,9 @@ class Layout:
 
     def __init__(self, names: Sequence[str], arrays: Sequence[Array]) -> None:
         self.names = list(names)
-        self.kinds = kinds(arrays)
+        self.forms = forms(arrays)
+        self.kinds = [(shape, dtype) for shape, dtype, _ in self.forms]
+        self.repeating = [i for i, x in enumerate(arrays) if 0 in x.strides and x.size > 1]
         self.types = set(map(type, arrays))
         self.place = place_of(*arrays)
         described = [(n, s, d.str) for n, (s, d) in zip(self.names, self.kinds, strict=True)]
@@ -79,9 +85,9 @@ class Layout:
         return plan(shapes, dtypes, pack_below)
 
 
-def kinds(arrays: Sequence[Array]) -> list[Kind]:
-    """Return shape and dtype of each array."""
-    return list(map(operator.attrgetter('shape', 'dtype'), arrays))
+def forms(arrays: Sequence[Array]) -> list[Form]:
+    """Return shape, dtype and strides of each array."""
+    return list(map(operator.attrgetter('shape', 'dtype', 'strides'), arrays))
 
 
 class ParameterTable:
@@ -130,15 +136,38 @@ class ParameterTable:
             names = list(itertools.compress(names, present))
             grads = list(itertools.compress(grads, present))
             types = set(map(type, grads))
-        if len(set(map(_address, grads))) < len(grads):
-            # an array under two names is summed once: twice in one window would mix old and new
-            pairs = zip(names[::-1], grads[::-1], strict=True)
-            once = {_address(grad): (name, grad) for name, grad in pairs}
-            names, grads = map(list, zip(*reversed(once.values()), strict=True))
+        if len(set(map(_address, [x if x.base is None else x.base for x in grads]))) < len(grads):
+            names, grads = self._each_once(names, grads)
         known = self._layout
-        if known.types != types or known.names != names or known.kinds != kinds(grads):
-            self._layout = Layout(names, grads)
-        return self._layout, grads
+        if known.types != types or known.names != names or known.forms != forms(grads):
+            self._layout = known = Layout(names, grads)
+        for i in known.repeating:
+            grads[i] = self._own_copy(names[i], grads[i])
+        return known, grads
+
+    def _each_once(
+        self, names: Sequence[str], grads: Sequence[Array]
+    ) -> tuple[list[str], list[Array]]:
+        """Return each number in memory once: twice in one window would mix old and new.
+
+        An array under two names is left out the second time; one that overlaps with another, such
+        as its transpose, becomes a copy.
+        """
+        once: dict[int, tuple[str, Array]] = {}
+        for name, grad in zip(names, grads, strict=True):
+            if _address(grad) not in once:
+                others = [
+                    other for _, other in once.values() if other.base is grad.base is not None
+                ]
+                tangled = any(module_of(grad).may_share_memory(grad, other) for other in others)
+                once[_address(grad)] = name, self._own_copy(name, grad) if tangled else grad
+        return [name for name, _ in once.values()], [grad for _, grad in once.values()]
+
+    def _own_copy(self, name: str, grad: Array) -> Array:
+        """Return a copy of a parameter's gradient, which is its gradient from now on."""
+        attributes, attribute = self._places[self.names.index(name)]
+        attributes[attribute].grad = copied = grad.copy()
+        return copied
 
     def _gradients(self) -> list[Array | None]:
         # not .grad: its checks take longer than all of the rest, and ChainerX is no concern here

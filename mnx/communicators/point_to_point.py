@@ -62,7 +62,10 @@ class PointToPoint:
 
     def recv(self, source: int, tag: int, status: Any = None) -> Array | tuple[Array, ...]:
         """Receive what `send` sent: an array, or a tuple if it was a sequence."""
-        frame = self._frames.pop() if self._frames else Frame()
+        try:
+            frame = self._frames.pop()
+        except IndexError:
+            frame = Frame()
         try:
             source, tag = self._transport.recv_frame(frame.memory, source, tag, status)
             lead = frame.lead.tobytes()

@@ -91,7 +91,7 @@ class TwoDimensionalCommunicator(Communicator):
 
     def mean_arrays(self, arrays: Sequence[Array], layout: Layout, scaling: Scaling) -> None:
         """Replace arrays by their mean over all ranks, in place. Collective."""
-        on_cpu = layout.types == {np.ndarray}
+        on_cpu = layout.place == 'cpu'  # as on all ranks, which have compared it
         by_mpi = layout.nbytes < WINDOW_FROM or self.size == 1 or not on_cpu
         window = None if by_mpi else self._window
         if window is None:

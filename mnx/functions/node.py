@@ -106,6 +106,9 @@ class Communication(chainer.FunctionNode):
     def __init__(self, comm: Communicator, route: Route = Route()) -> None:
         self.comm = comm
         self.route = route
+        # its number among the calls of this communicator, the same on all ranks; if it calls any
+        self.turn: int | None = None
+        self.adjoint_of: int | None = None  # the turn of the node of whose backward pass it is one
         self._rank = 0
         self._began = False
 
@@ -116,7 +119,7 @@ class Communication(chainer.FunctionNode):
     def forward(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         xs = inputs[:-1]
         self._began = True
-        ys = self.communicate(xs)
+        ys = self._communicate_in_turn(xs)
         self._likes = [Like.of(y) for y in ys]
         self.retain_outputs((len(ys),))
         return (*ys, empty_array(ys or xs))
@@ -124,9 +127,26 @@ class Communication(chainer.FunctionNode):
     def backward(
         self, indexes: Sequence[int], gys: Sequence[Variable | None]
     ) -> tuple[Variable | None, ...]:
-        node = self.adjoint(self.comm, self.route)
+        node = self.counted(self.adjoint(self.comm, self.route))
         gxs = node.apply((*filled(gys[:-1], self._likes), self._token_of_adjoint(gys[-1])))
         return tuple(gxs[i] if self._is_differentiable(i) else None for i in indexes)
+
+    def counted(self, node: Communication) -> Communication:
+        """Return `node`, which belongs to the backward pass of this one, and now knows it."""
+        node.adjoint_of = self.turn
+        return node
+
+    def _communicate_in_turn(self, xs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Communicate; ranks that are in the backward passes of different calls all raise."""
+        meetings, before = self.comm.meetings, self.comm.meetings.sequence
+        if self.adjoint_of is not None:
+            meetings.about = f' (backward of #{self.adjoint_of})'
+        try:
+            return self.communicate(xs)
+        finally:
+            meetings.about = ''
+            if meetings.sequence != before:
+                self.turn = meetings.sequence
 
     def _token_of_adjoint(self, gtoken: Variable | None) -> Variable:
         """Return this node's own token, made dependent on its gradient, where it has one."""

@@ -31,7 +31,7 @@ class Reduction(Communication):
         gx = None
         if self._is_differentiable(0):
             slope, token = self.slope(x, token)
-            gy, token = self._total().run(filled(gys[:-1], self._likes), token)
+            gy, token = self.counted(self._total()).run(filled(gys[:-1], self._likes), token)
             gx = gy * slope
         return tuple((gx, token)[i] for i in indexes)
 

@@ -14,11 +14,16 @@ import atexit
 import contextlib
 import os
 
+import numpy as np
+
+from mnx.arrays import Array
 from mnx.errors import MnxError
-from mnx.health.meeting import Meetings
+from mnx.health.meeting import CARGO, Meetings
 from mnx.transports import emergency
 
 LAST_CALL = 'finalize'
+
+_STAYS, _LEAVES = np.zeros(CARGO, np.int64), np.ones(CARGO, np.int64)
 
 _open: list[Meetings] = []  # in the order in which all of their ranks made them
 _owner = 0
@@ -36,10 +41,15 @@ def owe(meetings: Meetings) -> None:
     _open.append(meetings)
 
 
-def said(meetings: Meetings) -> None:
-    """Take note that a communicator was finalized."""
+def say_to(meetings: Meetings) -> bool:
+    """Meet the others to finalize a communicator; return whether all are there to free it.
+
+    A rank at the end of its program frees nothing any more, and the others cannot do so alone.
+    """
+    somebody_leaves = _meet(meetings, _STAYS)
     if meetings in _open:
         _open.remove(meetings)
+    return not somebody_leaves
 
 
 def is_leaving() -> bool:
@@ -55,5 +65,14 @@ def _say() -> None:
     _leaving = True
     with contextlib.suppress(MnxError):  # the others tell of it, where they wait
         while _open:
-            with _open.pop(0)(LAST_CALL, optional=True) as meeting:
-                meeting.site = 'the end of its program'
+            _meet(_open.pop(0), _LEAVES, 'the end of its program')
+
+
+def _meet(meetings: Meetings, cargo: Array, site: str | None = None) -> bool:
+    """Meet for the last time; return whether any rank is at the end of its program."""
+    if not meetings.checks:
+        return False
+    with meetings(LAST_CALL) as meeting:
+        meeting.site = site
+        meeting.carry(cargo)
+    return bool(meeting.cargo[0])

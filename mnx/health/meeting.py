@@ -51,6 +51,11 @@ class Report:
     details: list[str]
 
 
+def checks_wanted() -> bool:
+    """Return whether `MNX_CHECK` lets ranks compare what they call."""
+    return os.environ.get('MNX_CHECK', '1') != '0'
+
+
 class Meetings:
     """Numbers the meetings of one communicator, so that a skipped one shows."""
 
@@ -60,12 +65,13 @@ class Meetings:
         self.words = np.zeros(_NUMBERS + 2 * CARGO, np.int64)
         self.cargo = self.words[_NUMBERS : _NUMBERS + CARGO]
         self.negated_cargo = self.words[_NUMBERS + CARGO :]
-        self.checks = os.environ.get('MNX_CHECK', '1') != '0'
+        self.checks = checks_wanted()
+        self.about = ''  # what the calls of the moment belong to, as the backward pass of another
 
     def __call__(self, call: str, *, optional: bool = False) -> Meeting:
         """Return the next meeting; an optional one does not take place if checks are off."""
         self.sequence += 1
-        return Meeting(self, call, takes_place=self.checks or not optional)
+        return Meeting(self, call + self.about, takes_place=self.checks or not optional)
 
 
 class Meeting:

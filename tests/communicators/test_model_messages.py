@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import chainer
+import chainer.functions as F
 import chainer.links as L
 import numpy as np
 import pytest
@@ -198,3 +199,33 @@ def test_old_names(comm: Communicator) -> None:
     np.testing.assert_array_equal(model.p.grad, (1 + comm.size) / 2)
     comm.broadcast_data(model)
     np.testing.assert_array_equal(model.p.array, 1)
+
+
+def test_gradients_in_one_place_in_memory(any_comm: Communicator) -> None:
+    """One number that stands for many, an array under two names, and its transpose."""
+    comm = any_comm
+    model = link_of({name: np.zeros((200, 200)) for name in 'abcde'})
+    shared = np.arange(40_000.0).reshape(200, 200) * (comm.rank + 1)
+    model.a.grad = np.broadcast_to(np.float64(comm.rank), (200, 200))
+    model.b.grad = model.c.grad = shared
+    model.d.grad = shared.T
+    model.e.grad = np.ones((200, 200)) + comm.rank
+    for _ in range(2):  # the second time they are equal already
+        comm.multi_node_mean_grad(model)
+        expected = np.arange(40_000.0).reshape(200, 200) * (comm.size + 1) / 2
+        np.testing.assert_array_equal(model.a.grad, np.full((200, 200), (comm.size - 1) / 2))
+        np.testing.assert_allclose(model.b.grad, expected, rtol=1e-14)
+        np.testing.assert_allclose(model.c.grad, expected, rtol=1e-14)
+        np.testing.assert_allclose(model.d.grad, expected.T, rtol=1e-14)
+        np.testing.assert_array_equal(model.e.grad, np.full((200, 200), (comm.size + 1) / 2))
+
+
+def test_an_update_with_gradients_of_a_sum(comm: Communicator) -> None:
+    """Chainer's gradient of a sum is a view of a single number, which nobody can write to."""
+    x = np.arange(4.0)[:, None] + comm.rank
+    model = link_of({'p': np.ones(3), 'q': np.ones((2, 2))})
+    optimizer = mnx.create_multi_node_optimizer(chainer.optimizers.SGD(0.5), comm).setup(model)
+    optimizer.update(lambda: F.mean(x * F.broadcast_to(model.p, (4, 3))) + F.sum(model.q))
+    np.testing.assert_allclose(model.q.array, np.full((2, 2), 0.5), rtol=1e-15)
+    mean = (1.5 + (comm.size - 1) / 2) / 3
+    np.testing.assert_allclose(model.p.array, np.full(3, 1 - mean / 2), rtol=1e-14)
