@@ -25,7 +25,9 @@ from mnx.communicators import headers
 from mnx.communicators.endpoint import Endpoint
 from mnx.communicators.point_to_point import PointToPoint
 from mnx.errors import ArgumentError
+from mnx.health.meeting import CARGO, Meeting
 from mnx.transports.base import Pending
+from mnx.transports.local import Done
 
 
 class PendingArray:
@@ -105,9 +107,25 @@ class ArrayMessages(Endpoint):
         with self._meet('allreduce') as meeting:
             x, rule = _reducible(x, op, 'allreduce')
             meeting.bring(op, *_kind(x))
+            _bring_nans(meeting, x, rule)
+        if meeting.cargo[0] > 0 and _may_have_nans(rule):
+            return self._finished(self._extreme_or_nan(x, rule), op, rule)
         total = empty_at(place_of(x), x.shape, rule.wire)
         self._arrays.all_reduce(flat(x.astype(rule.wire, copy=False)), rule.op, flat(total))
         return self._finished(total, op, rule)
+
+    def _extreme_or_nan(self, x: Array, rule: Reduction) -> Array:
+        """Return the largest or smallest numbers, and NaN where any rank has one, as NumPy does.
+
+        MPI returns now one, now the other, and not the same to all ranks.
+        """
+        xp = module_of(x)
+        is_nan, numbers = xp.isnan(x).astype(np.uint8), x.astype(rule.wire)
+        numbers[is_nan != 0] = -np.inf if rule.op == 'max' else np.inf
+        self._arrays.all_reduce(flat(is_nan), 'max')
+        self._arrays.all_reduce(flat(numbers), rule.op)
+        numbers[is_nan != 0] = np.nan
+        return numbers
 
     def start_allreduce(self, x: Array, op: str = 'sum') -> PendingArray:
         """Start `allreduce` and return at once; the result comes with ``wait()``.
@@ -128,6 +146,11 @@ class ArrayMessages(Endpoint):
         with self._meet('start_allreduce') as meeting:
             x, rule = _reducible(x, op, 'start_allreduce')
             meeting.bring(op, *_kind(x))
+            _bring_nans(meeting, x, rule)
+        if meeting.cargo[0] > 0 and _may_have_nans(rule):
+            return PendingArray(
+                Done(), functools.partial(self._finished, self._extreme_or_nan(x, rule), op, rule)
+            )
         total = x.astype(rule.wire)
         pending = self._arrays.start_all_reduce(flat(total), rule.op)
         return self._flights.add(PendingArray(pending, lambda: self._finished(total, op, rule)))
@@ -359,6 +382,16 @@ def _joined(whole: Any, rows: Sequence[Array]) -> Array:
 def _reducible(x: Array, op: str, call: str) -> tuple[Array, Reduction]:
     x = sendable(x, call)
     return x, reduction(x.dtype, op)
+
+
+def _may_have_nans(rule: Reduction) -> bool:
+    return rule.op in ('max', 'min') and rule.wire.kind == 'f'
+
+
+def _bring_nans(meeting: Meeting, x: Array, rule: Reduction) -> None:
+    """Let all ranks know whether any has a NaN where the largest or smallest is looked for."""
+    if _may_have_nans(rule):
+        meeting.carry(np.full(CARGO, bool(module_of(x).isnan(x).any()), np.int64))
 
 
 def _kind(x: Array) -> tuple[str, ...]:

@@ -180,6 +180,7 @@ def _channels(name: str, mpi_comm: Any) -> Channels:
 def _mpi_channels(launched: launch.Launch | None, mpi_comm: Any) -> Channels:
     from mnx.transports import mpi
 
+    _check_comm(mpi_comm)
     try:
         size, _ = mpi.world()
     except (ImportError, RuntimeError) as error:
@@ -188,6 +189,16 @@ def _mpi_channels(launched: launch.Launch | None, mpi_comm: Any) -> Channels:
         return LocalChannels()
     launch.check_launch(launched, size, mpi.library_name())
     return mpi.MpiChannels(mpi_comm)
+
+
+def _check_comm(mpi_comm: Any) -> None:
+    """Raise where others would wait: not a communicator, or one of two groups."""
+    is_comm = callable(getattr(mpi_comm, 'Is_inter', None))
+    if mpi_comm is not None and (not is_comm or not mpi_comm or mpi_comm.Is_inter()):
+        raise ArgumentError(
+            'create_communicator: mpi_comm must be an intracommunicator of mpi4py, '
+            f'but got {mpi_comm!r}. For a part of an mnx communicator, use its split or group.'
+        )
 
 
 def _say_alone() -> None:

@@ -136,8 +136,9 @@ class ParameterTable:
             names = list(itertools.compress(names, present))
             grads = list(itertools.compress(grads, present))
             types = set(map(type, grads))
-        if len(set(map(_address, [x if x.base is None else x.base for x in grads]))) < len(grads):
-            names, grads = self._each_once(names, grads)
+        found: list[Array] = grads
+        if len({_address(x if x.base is None else x.base) for x in found}) < len(found):
+            names, grads = self._each_once(names, found)
         known = self._layout
         if known.types != types or known.names != names or known.forms != forms(grads):
             self._layout = known = Layout(names, grads)
@@ -156,9 +157,7 @@ class ParameterTable:
         once: dict[int, tuple[str, Array]] = {}
         for name, grad in zip(names, grads, strict=True):
             if _address(grad) not in once:
-                others = [
-                    other for _, other in once.values() if other.base is grad.base is not None
-                ]
+                others = [other for _, other in once.values() if _owner(other) is _owner(grad)]
                 tangled = any(module_of(grad).may_share_memory(grad, other) for other in others)
                 once[_address(grad)] = name, self._own_copy(name, grad) if tangled else grad
         return [name for name, _ in once.values()], [grad for _, grad in once.values()]
@@ -172,6 +171,11 @@ class ParameterTable:
     def _gradients(self) -> list[Array | None]:
         # not .grad: its checks take longer than all of the rest, and ChainerX is no concern here
         return [attributes[name]._grad for attributes, name in self._places]
+
+
+def _owner(x: Array) -> Array:
+    """Return the array whose memory `x` is in."""
+    return x if x.base is None else x.base
 
 
 def _fill_missing(params: Sequence[chainer.Parameter]) -> None:

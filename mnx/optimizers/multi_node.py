@@ -149,13 +149,24 @@ class MultiNodeOptimizer:
         args: tuple[Any, ...],
         kwds: dict[str, Any],
     ) -> chainer.Variable:
-        self._replicate_what_differs()
+        if self._replicate_what_differs():
+            self._check_fresh(args, kwds)
         state = LinkState(self.target) if self._lazy else None
         loss = lossfun(*args, **kwds)
         if state is not None and self._replicate_late_parameters():
             state.restore()
             loss = lossfun(*args, **kwds)
         return loss
+
+    def _check_fresh(self, args: tuple[Any, ...], kwds: dict[str, Any]) -> None:
+        """Refuse arguments that were computed with values which are no longer there."""
+        with self.communicator.together('update'):
+            if any(getattr(x, 'creator_node', None) is not None for x in (*args, *kwds.values())):
+                raise ArgumentError(
+                    'update: the parameters differed between the ranks when an argument of the '
+                    'loss function was computed from them. Compute it inside of the loss '
+                    'function, or call update once before, or give layers their input size.'
+                )
 
     def _replicate(self) -> None:
         replicate(self.actual_optimizer, self.communicator)

@@ -297,3 +297,27 @@ def test_ranks_that_disagree_all_hear_who(comm: Communicator, case: str) -> None
     if comm.size > 2:
         assert f'> rank {odd}' in text
     comm.barrier()
+
+
+@pytest.mark.parametrize('dtype', ['f2', 'f4', 'f8', ml_dtypes.bfloat16], ids=str)
+@pytest.mark.parametrize('op', ['max', 'min'])
+def test_a_nan_is_a_nan_on_every_rank(any_comm: Communicator, op: str, dtype: Any) -> None:
+    comm = any_comm
+    xs = [np.array([r, -r, 3, np.inf, -np.inf, 1], 'f8').astype(dtype) for r in range(comm.size)]
+    xs[0][2] = xs[-1][0] = np.nan
+    expected = functools.reduce(np.maximum if op == 'max' else np.minimum, xs)
+    for x in (comm.allreduce(xs[comm.rank], op), comm.start_allreduce(xs[comm.rank], op).wait()):
+        assert x.dtype == dtype
+        np.testing.assert_array_equal(x.astype('f8'), expected.astype('f8'))
+
+
+def test_a_masked_array_cannot_travel(comm: Communicator) -> None:
+    with pytest.raises(DtypeError, match='mask'):
+        comm.allreduce(np.ma.masked_array([1.0, 2.0], [True, False]))
+
+
+def test_a_started_sum_that_nobody_waits_for(comm: Communicator) -> None:
+    """MPI writes to its memory all the same."""
+    for _ in range(30):
+        comm.start_allreduce(np.full(300_000, 1.0))
+    assert comm.allreduce(np.ones(1))[0] == comm.size

@@ -259,3 +259,9 @@ def test_local_needs_nothing(comm: Communicator) -> None:
     assert child.scatter_obj(['a']) == 'a'
     with pytest.raises(ArgumentError):
         child.bcast(x, root=1)
+
+
+def test_what_is_no_communicator_of_mpi(comm: Communicator) -> None:
+    for wrong in (comm, 3, 'world'):
+        with pytest.raises(ArgumentError, match='intracommunicator'):
+            mnx.create_communicator('naive', wrong)

@@ -19,6 +19,7 @@ from mnx.communicators import Communicator
 from mnx.errors import ArgumentError, MismatchError
 from mnx.optimizers import MultiNodeOptimizer
 from mnx.optimizers.batch_size import batch_size
+from mnx.testing import assert_replicated
 
 
 def sample(rank: int, batch: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -428,3 +429,17 @@ def test_batch_size() -> None:
     assert batch_size((['a', 'b'],), {}) == 2
     assert batch_size((3.0, np.zeros(())), {}) is None
     assert batch_size((np.zeros((0, 3)),), {}) == 0
+
+
+@pytest.mark.needs_ranks(2)
+def test_arguments_of_values_that_are_gone(comm: Communicator) -> None:
+    """A variable that was computed before the ranks were made equal has no right gradient."""
+    np.random.seed(comm.rank)
+    model = L.Linear(None, 2)
+    optimizer = mnx.create_multi_node_optimizer(chainer.optimizers.SGD(0.1), comm).setup(model)
+    y = model(np.ones((2, 3), 'f4'))
+    with pytest.raises(ArgumentError, match='Compute it inside'):
+        optimizer.update(lambda y: F.mean(y**2), y)
+    y = model(np.ones((2, 3), 'f4'))
+    optimizer.update(lambda y: F.mean(y**2), y)
+    assert_replicated(comm, model)
