@@ -1,12 +1,18 @@
 """Extensions of Chainer's Trainer for many ranks: the public names, and nothing else."""
 
+from mnx.training.early_stopping import MultiNodeEarlyStoppingTrigger
 from mnx.training.evaluator import MultiNodeEvaluator, create_multi_node_evaluator
+from mnx.training.observations import ObservationAggregator
 from mnx.training.on_root import on_root
+from mnx.training.persistents import AllreducePersistent
 from mnx.training.snapshot import Snapshot, resume, snapshot
 
 __all__ = [
     'create_multi_node_evaluator',
     'MultiNodeEvaluator',
+    'AllreducePersistent',
+    'ObservationAggregator',
+    'MultiNodeEarlyStoppingTrigger',
     'on_root',
     'snapshot',
     'Snapshot',
