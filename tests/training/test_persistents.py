@@ -20,11 +20,11 @@ def test_statistics_of_batch_normalization(comm):
     means, variances = [], []
     for rank in range(comm.size):
         bn = L.BatchNormalization(3, dtype=np.float64)
-        bn(np.random.RandomState(rank).rand(4, 3))
+        bn(np.random.RandomState(rank).rand(4, 3), finetune=True)
         means.append(bn.avg_mean)
         variances.append(bn.avg_var)
         if rank == comm.rank:
-            model[1](np.random.RandomState(rank).rand(4, 3))
+            model[1](np.random.RandomState(rank).rand(4, 3), finetune=True)
             kept = model[1].avg_mean
     AllreducePersistent(model, comm)()
     assert model[1].avg_mean is kept
