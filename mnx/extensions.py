@@ -2,6 +2,7 @@
 
 from mnx.training.early_stopping import MultiNodeEarlyStoppingTrigger
 from mnx.training.evaluator import MultiNodeEvaluator, create_multi_node_evaluator
+from mnx.training.generic_evaluator import GenericMultiNodeEvaluator
 from mnx.training.observations import ObservationAggregator
 from mnx.training.on_root import on_root
 from mnx.training.persistents import AllreducePersistent
@@ -10,6 +11,7 @@ from mnx.training.snapshot import Snapshot, resume, snapshot
 __all__ = [
     'create_multi_node_evaluator',
     'MultiNodeEvaluator',
+    'GenericMultiNodeEvaluator',
     'AllreducePersistent',
     'ObservationAggregator',
     'MultiNodeEarlyStoppingTrigger',
