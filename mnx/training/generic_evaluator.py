@@ -152,12 +152,7 @@ def _testing(targets: dict[str, chainer.Link]) -> Iterator[None]:
     for name, target in targets.items():
         reporter.add_observer(name, target)
         reporter.add_observers(name, target.namedlinks(skipself=True))
-    with (
-        reporter,
-        reporter.scope({}),
-        chainer.using_config('train', False),
-        chainer.no_backprop_mode(),
-    ):
+    with reporter, chainer.using_config('train', False), chainer.no_backprop_mode():
         yield
 
 
