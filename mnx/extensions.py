@@ -6,6 +6,7 @@ from mnx.training.generic_evaluator import GenericMultiNodeEvaluator
 from mnx.training.observations import ObservationAggregator
 from mnx.training.on_root import on_root
 from mnx.training.persistents import AllreducePersistent
+from mnx.training.replica_snapshot import MultiNodeSnapshot, multi_node_snapshot
 from mnx.training.snapshot import Snapshot, resume, snapshot
 
 __all__ = [
@@ -19,4 +20,6 @@ __all__ = [
     'snapshot',
     'Snapshot',
     'resume',
+    'multi_node_snapshot',
+    'MultiNodeSnapshot',
 ]
