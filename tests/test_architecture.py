@@ -24,7 +24,7 @@ import mnx
 HOME = Path(mnx.__file__).parent
 
 LAYERS = (
-    {'mnx', 'extensions', 'testing'},
+    {'mnx', '__main__', 'extensions', 'testing'},
     {'cli', 'training'},
     {'optimizers', 'links'},
     {'gradients', 'functions', 'datasets', 'iterators'},

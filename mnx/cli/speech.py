@@ -1,0 +1,82 @@
+"""Who speaks, how, and with which exit status the command ends.
+
+Rank 0 speaks; the others do the same work in silence. Before MPI has started, and where it cannot
+start, the launcher's environment says who that is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from mnx.errors import MissingPackageError
+from mnx.health import last_words
+from mnx.transports import launch
+
+OK = 0
+FAILED = 1  # something is wrong that the command was asked to look at
+USAGE = 2  # wrong option, command or file
+UNFIT = 3  # a package is missing, or the launcher and MPI do not fit together
+
+
+def speaks() -> bool:
+    """Return whether this process is the one that speaks."""
+    launched = launch.detect(os.environ)
+    return launched is None or launched.rank == 0
+
+
+def complain(text: str) -> None:
+    """Print `text` to standard error, on the rank that speaks."""
+    if speaks():
+        print(f'mnx: {text}', file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as JSON, on the rank that speaks."""
+    if speaks():
+        print(json.dumps(value, indent=2), flush=True)
+
+
+@contextlib.contextmanager
+def only_one_speaks() -> Iterator[None]:
+    """Silence the other ranks meanwhile, whatever prints."""
+    with contextlib.ExitStack() as stack:
+        if not speaks():
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        yield
+
+
+def needs(*packages: str) -> None:
+    """Raise if a package of the extra `cli` is missing.
+
+    Raises
+    ------
+    MissingPackageError
+    """
+    for name in packages:
+        try:
+            __import__(name)
+        except ImportError as error:
+            raise MissingPackageError(
+                f'the command line needs {name}, which cannot be imported ({error}). '
+                "Install it by: pip install 'mnx[cli]'"
+            ) from error
+
+
+def leave(code: int) -> None:
+    """End this process with `code`, which is the same on all ranks; 0 just returns.
+
+    A rank that exits before MPI has started would make the except hook end the job and say so;
+    but here all ranks leave, and what there is to say has been said.
+    """
+    if code and 'mpi4py.MPI' not in sys.modules and launch.detect(os.environ) is not None:
+        last_words.flush()
+        os._exit(code)
+    if code:
+        sys.exit(code)
