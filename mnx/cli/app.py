@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mnx.cli import info, speech
+from mnx.cli import check, info, speech
 from mnx.errors import LaunchError, MissingPackageError
 
 Command = Callable[[], int]  # returns the exit status
 
-COMMANDS = (info,)
+COMMANDS = (info, check)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
