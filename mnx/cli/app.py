@@ -7,19 +7,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mnx.cli import check, info, speech
+from mnx.cli import run as run_command
 from mnx.errors import LaunchError, MissingPackageError
 
 Command = Callable[[], int]  # returns the exit status
 
-COMMANDS = (info, check)
+COMMANDS = (info, check, run_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that `arguments` (default: ``sys.argv[1:]``) name."""
-    speech.leave(run(sys.argv[1:] if arguments is None else arguments))
+    speech.leave(run_words(sys.argv[1:] if arguments is None else arguments))
 
 
-def run(arguments: Sequence[str]) -> int:
+def run_words(arguments: Sequence[str]) -> int:
     """Run a command; return the exit status."""
     try:
         chosen = parse(arguments)

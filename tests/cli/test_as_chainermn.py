@@ -1,0 +1,113 @@
+"""An old script as it is: `import chainermn` gives mnx, and what mnx lacks says so."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.commands import mnx
+from tests.launching import on_first_rank
+
+pytestmark = pytest.mark.skipif("not __import__('importlib').util.find_spec('typer')")
+
+TRAINING = Path(__file__).with_name('old_style_training.py')
+
+
+def run(n: int, folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    path = folder / 'script.py'
+    path.write_text(text)
+    return mnx(n, 'run', '--as-chainermn', path)
+
+
+def weights(n: int, *args: object) -> np.ndarray:
+    job = mnx(n, 'run', '--as-chainermn', TRAINING, *args)
+    assert job.returncode == 0, job.stdout
+    (line,) = re.findall('^weights (.*)$', job.stdout, re.MULTILINE)
+    return np.array(line.split(), np.float64)
+
+
+@on_first_rank
+def test_a_training_script_gives_the_same_on_any_number_of_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    alone, longer = weights(1), weights(1, '--epoch', 4)
+    np.testing.assert_allclose(weights(2), alone, rtol=0, atol=1e-12)
+    assert abs(longer - alone).max() > 1e-3  # the option arrives, and the weights move
+
+
+@on_first_rank
+def test_pure_nccl_without_gpus_becomes_auto_and_says_so_once(tmp_path: Path):
+    job = run(
+        2,
+        tmp_path,
+        'import chainermn\n'
+        "for name in ('pure_nccl', 'pure_nccl'):\n"
+        '    comm = chainermn.create_communicator(name)\n'
+        'print(comm.name, comm.rank)\n',
+    )
+    assert job.returncode == 0, job.stdout
+    if 'nccl 0' in job.stdout:
+        pytest.skip('here are GPUs')
+    assert sorted(re.findall(r'^shared_memory \d$', job.stdout, re.MULTILINE)) == [
+        'shared_memory 0',
+        'shared_memory 1',
+    ]
+    assert job.stdout.count("'pure_nccl' needs NCCL") == 1
+
+
+@on_first_rank
+def test_names_are_those_of_mnx(tmp_path: Path):
+    job = run(
+        1,
+        tmp_path,
+        'import chainer, chainermn, mnx, sys\n'
+        'import chainermn.links as links\n'
+        'from chainermn import scatter_index\n'
+        'from chainermn.functions import alltoall\n'
+        'from chainermn.communicators.pure_nccl_communicator import PureNcclCommunicator\n'
+        'from chainermn import nccl\n'
+        'assert links.MultiNodeChainList is mnx.MultiNodeChainList\n'
+        'assert chainermn.MultiNodeChainList is mnx.MultiNodeChainList\n'
+        'assert scatter_index is mnx.scatter_index and alltoall is mnx.functions.alltoall\n'
+        'assert chainermn.__version__ == chainer.__version__\n'
+        'assert PureNcclCommunicator.name == "nccl" and nccl._available in (True, False)\n'
+        'assert isinstance(chainermn.create_communicator("naive"), chainermn.CommunicatorBase)\n'
+        'ours = [m for name, m in sys.modules.items() if name.split(".")[0] == "chainermn"]\n'
+        'assert not any(hasattr(m, "__file__") for m in ours), ours\n'
+        'print("all well")\n',
+    )
+    assert 'all well' in job.stdout, job.stdout
+
+
+ABSENT = {
+    'from chainermn.links import Nonsense': 'ImportError',
+    'from chainermn import nonsense': 'ImportError',
+    'import chainermn.nonsense': 'ImportError',
+    'import chainermn; chainermn.nonsense': 'AttributeError',
+    'import chainermn; chainermn.links.Nonsense': 'AttributeError',
+}
+
+
+@on_first_rank
+def test_what_mnx_lacks_says_so(tmp_path: Path):
+    text = 'import chainermn\nassert not hasattr(chainermn, "nonsense")\n'
+    for code in ABSENT:
+        text += f'try:\n    {code}\nexcept Exception as e:\n    print(type(e).__name__, e)\n'
+    lines = run(1, tmp_path, text).stdout.splitlines()
+    told = [line for line in lines if 'mnx has no chainermn.' in line]
+    assert [line.split()[0] for line in told] == list(ABSENT.values()), lines
+
+
+@on_first_rank
+def test_without_the_option_chainermn_is_not_touched(tmp_path: Path):
+    path = tmp_path / 'script.py'
+    path.write_text(
+        'import sys\n'
+        'print([f for f in sys.meta_path if type(f).__module__ == "mnx.cli.as_chainermn"])\n'
+    )
+    assert mnx(1, 'run', path).stdout.splitlines() == ['[]']

@@ -1,0 +1,114 @@
+"""`mnx run` runs a script as Python would, and ends the job when one rank fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.commands import alone, mnx, on_terminal
+from tests.launching import clean_environment, on_first_rank
+
+pytestmark = pytest.mark.skipif("not __import__('importlib').util.find_spec('typer')")
+
+SHOWS = """
+import __main__, json, sys, beside
+assert __main__.__dict__ is globals()
+VARYING = ('__annotations__', '__cached__')  # not in all versions of Python
+print(json.dumps([sys.argv, sys.path[0], __name__, __file__, __doc__, beside.value,
+                  sorted(n for n in globals() if n.startswith('__') and n not in VARYING)]))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / 'beside.py').write_text('value = 42\n')
+    (tmp_path / 'shows.py').write_text(f'"""It has a text."""\n{SHOWS}')
+    return tmp_path
+
+
+@on_first_rank
+def test_a_script_sees_what_python_gives_it(folder: Path):
+    words = [str(folder / 'shows.py'), '-b', '8', '--help', '--as-chainermn']
+    plain = subprocess.run(
+        [sys.executable, *words],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ours = alone('run', *words)
+    assert ours.returncode == 0, ours.stderr
+    expected, found = json.loads(plain.stdout), json.loads(ours.stdout)
+    assert found == expected
+
+
+@on_first_rank
+def test_what_runs_at_the_end_still_sees_the_script(folder: Path):
+    (folder / 'last.py').write_text(
+        'import atexit, sys\n'
+        'value = 3\n'
+        'atexit.register(lambda: print(value, sys.modules["__main__"].value))\n'
+    )
+    assert alone('run', folder / 'last.py').stdout == '3 3\n'
+
+
+@on_first_rank
+def test_children_of_multiprocessing_find_the_script(folder: Path):
+    (folder / 'pool.py').write_text(
+        'import multiprocessing\n'
+        'def square(x): return x * x\n'
+        'if __name__ == "__main__":\n'
+        '    with multiprocessing.get_context("spawn").Pool(1) as pool:\n'
+        '        print(pool.map(square, [3]))\n'
+    )
+    process = alone('run', folder / 'pool.py')
+    assert process.stdout == '[9]\n', process.stderr
+
+
+FAILING = """
+import mnx
+comm = mnx.create_communicator()
+if comm.rank == comm.size - 1:
+    {failure}
+comm.barrier()
+"""
+
+
+@on_first_rank
+def test_an_error_of_one_rank_ends_the_job_without_frames_of_mnx(tmp_path: Path):
+    (tmp_path / 'fails.py').write_text(FAILING.format(failure='raise ValueError("planted")'))
+    job = mnx(2, 'run', tmp_path / 'fails.py', timeout=40)
+    assert job.returncode != 0
+    assert 'rank 1 of 2' in job.stdout
+    assert job.stdout.count('ValueError: planted') == 1
+    assert 'in execute' not in job.stdout
+    assert 'runpy' not in job.stdout
+
+
+@on_first_rank
+def test_the_status_of_sys_exit_is_kept(tmp_path: Path):
+    (tmp_path / 'fails.py').write_text('import sys\nsys.exit(7)\n')
+    assert alone('run', tmp_path / 'fails.py').returncode == 7
+
+
+@on_first_rank
+def test_the_status_of_one_rank_ends_the_job(tmp_path: Path):
+    (tmp_path / 'fails.py').write_text(FAILING.format(failure='raise SystemExit(7)'))
+    job = mnx(2, 'run', tmp_path / 'fails.py', timeout=40)
+    assert job.returncode == 7 or sys.version_info < (3, 12), job.stdout
+
+
+@on_first_rank
+def test_a_missing_script_is_told_once_with_status_2(tmp_path: Path):
+    job = mnx(2, 'run', tmp_path / 'nothing.py')
+    assert (job.returncode, job.stdout.count('the script is missing')) == (2, 1), job.stdout
+
+
+@on_first_rank
+def test_a_script_on_a_terminal(tmp_path: Path):
+    (tmp_path / 'tty.py').write_text('import sys\nprint("a terminal:", sys.stdout.isatty())\n')
+    assert on_terminal(1, 'run', tmp_path / 'tty.py') == (0, 'a terminal: True\r\n')
