@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from mnx.cli import speech
 
 WIDTH = 120  # of what goes to a pipe: nobody says how wide it is
+_WIDEST = 1000
 
 
 def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collection[str] = ()
 ) -> None:
     """Print rows of words, on the rank that speaks; those of the columns `right` at the right."""
     if not speech.speaks():
@@ -28,10 +29,14 @@ def print_table(
             table.add_column(column, overflow='fold')
     for row in rows:
         table.add_row(*row)
-    console().print(table)
+    console = _console()
+    if right:  # numbers are not to be cut: long lines go on in the terminal's next one
+        wide = console.options.update(max_width=_WIDEST)
+        console.width = max(console.width, console.measure(table, options=wide).maximum)
+    console.print(table)
 
 
-def console() -> Any:
+def _console() -> Any:
     """Return rich's console for standard output; words in brackets are no markup."""
     from rich.console import Console
 
