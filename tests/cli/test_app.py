@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.commands import alone, hide, mnx
-from tests.launching import mpiexec, on_first_rank
-
-HAS_EXTRA = pytest.mark.skipif("not __import__('importlib').util.find_spec('typer')")
+from tests.cli.commands import alone, hide, mnx, needs_extra, starts_jobs
+from tests.launching import mpiexec
 
 
-@HAS_EXTRA
+@starts_jobs
+@needs_extra
 @pytest.mark.parametrize('n', [1, 2])
-@on_first_rank
 def test_an_unknown_command_is_told_once_with_status_2(n: int):
     job = mnx(n, 'inform')
     assert job.returncode == 2, job.stdout
@@ -22,30 +20,30 @@ def test_an_unknown_command_is_told_once_with_status_2(n: int):
     assert '[mnx]' not in job.stdout  # the except hook has nothing to add
 
 
-@HAS_EXTRA
-@on_first_rank
+@starts_jobs
+@needs_extra
 def test_an_unknown_option_has_status_2():
     job = mnx(2, 'info', '--jsn')
     assert (job.returncode, job.stdout.count('--jsn')) == (2, 1), job.stdout
 
 
-@HAS_EXTRA
-@on_first_rank
+@starts_jobs
+@needs_extra
 def test_help_is_printed_once():
     job = mnx(2, '--help')
     assert (job.returncode, job.stdout.count('Usage:')) == (0, 1), job.stdout
 
 
-@HAS_EXTRA
-@on_first_rank
+@starts_jobs
+@needs_extra
 def test_no_command_is_wrong_use():
     process = alone()
     assert process.returncode == 2
     assert 'Usage:' in process.stdout
 
 
+@starts_jobs
 @pytest.mark.parametrize('n', [1, 2])
-@on_first_rank
 def test_without_its_libraries_it_says_what_to_install(n: int, tmp_path: Path):
     job = mnx(n, 'info', env=hide(tmp_path, 'typer'))
     assert job.returncode == 3, job.stdout
@@ -53,7 +51,7 @@ def test_without_its_libraries_it_says_what_to_install(n: int, tmp_path: Path):
     assert 'Traceback' not in job.stdout
 
 
-@on_first_rank
+@starts_jobs
 def test_mnx_itself_needs_no_libraries_of_the_command_line(tmp_path: Path):
     (tmp_path / 'script.py').write_text('import mnx.cli\nprint("imported")\n')
     job = mpiexec(1, tmp_path / 'script.py', env=hide(tmp_path, 'typer', 'rich'))

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cli.commands import mnx
-from tests.launching import on_first_rank
+from tests.cli.commands import mnx, needs_extra, starts_jobs
 
-pytestmark = pytest.mark.skipif("not __import__('importlib').util.find_spec('typer')")
+pytestmark = [starts_jobs, needs_extra]
 
 TRAINING = Path(__file__).with_name('old_style_training.py')
 
@@ -30,7 +29,6 @@ def weights(n: int, *args: object) -> np.ndarray:
     return np.array(line.split(), np.float64)
 
 
-@on_first_rank
 def test_a_training_script_gives_the_same_on_any_number_of_ranks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -40,7 +38,6 @@ def test_a_training_script_gives_the_same_on_any_number_of_ranks(
     assert abs(longer - alone).max() > 1e-3  # the option arrives, and the weights move
 
 
-@on_first_rank
 def test_pure_nccl_without_gpus_becomes_auto_and_says_so_once(tmp_path: Path):
     job = run(
         2,
@@ -60,7 +57,6 @@ def test_pure_nccl_without_gpus_becomes_auto_and_says_so_once(tmp_path: Path):
     assert job.stdout.count("'pure_nccl' needs NCCL") == 1
 
 
-@on_first_rank
 def test_names_are_those_of_mnx(tmp_path: Path):
     job = run(
         1,
@@ -93,7 +89,6 @@ ABSENT = {
 }
 
 
-@on_first_rank
 def test_what_mnx_lacks_says_so(tmp_path: Path):
     text = 'import chainermn\nassert not hasattr(chainermn, "nonsense")\n'
     for code in ABSENT:
@@ -103,7 +98,6 @@ def test_what_mnx_lacks_says_so(tmp_path: Path):
     assert [line.split()[0] for line in told] == list(ABSENT.values()), lines
 
 
-@on_first_rank
 def test_without_the_option_chainermn_is_not_touched(tmp_path: Path):
     path = tmp_path / 'script.py'
     path.write_text(

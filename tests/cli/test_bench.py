@@ -10,15 +10,14 @@ import pytest
 from mnx.cli import bench, self_test
 from mnx.cli.bench import Plan
 from mnx.communicators import Communicator
-from tests.cli.commands import alone, mnx, on_terminal
-from tests.launching import on_first_rank
+from tests.cli.commands import alone, mnx, needs_extra, on_terminal, starts_jobs
 
 HAS_EXTRA = pytest.mark.skipif("not __import__('importlib').util.find_spec('typer')")
 SHORT = ('-b', '8', '-e', '4K', '-f', '512', '-n', '2', '-w', '1')
 
 
-@HAS_EXTRA
-@on_first_rank
+@starts_jobs
+@needs_extra
 def test_all_communicators_beside_raw_mpi():
     job = mnx(2, 'bench', 'allreduce', *SHORT, '-d', 'double', '--json')
     assert job.returncode == 0, job.stdout
@@ -37,8 +36,8 @@ def test_all_communicators_beside_raw_mpi():
             assert line['times_raw'] == pytest.approx(line['time_us'] / raw_us)
 
 
-@HAS_EXTRA
-@on_first_rank
+@starts_jobs
+@needs_extra
 def test_the_table_has_one_line_for_each():
     job = mnx(2, 'bench', 'allreduce', *SHORT)
     assert job.returncode == 0, job.stdout
@@ -47,8 +46,8 @@ def test_the_table_has_one_line_for_each():
     assert len(lines) == 2 * (1 + len(self_test.names(with_nccl=False)))
 
 
-@HAS_EXTRA
-@on_first_rank
+@starts_jobs
+@needs_extra
 def test_alone_on_a_terminal():
     status, seen = on_terminal(1, 'bench', 'allreduce', *SHORT)
     assert status == 0, seen
@@ -56,9 +55,9 @@ def test_alone_on_a_terminal():
     assert all(name in ' '.join(seen.split()) for name in bench.COLUMNS)
 
 
-@HAS_EXTRA
+@starts_jobs
+@needs_extra
 @pytest.mark.parametrize('words', [('-b', '1x'), ('-f', '1'), ('-d', 'int'), ('-n', '0')])
-@on_first_rank
 def test_wrong_use(words: tuple[str, str]):
     process = alone('bench', 'allreduce', *words)
     assert (process.returncode, process.stdout) == (2, '')

@@ -7,14 +7,13 @@ import json
 import pytest
 
 from mnx.cli import self_test
-from tests.cli.commands import alone, mnx, on_terminal
-from tests.launching import on_first_rank
+from tests.cli.commands import alone, mnx, needs_extra, on_terminal, starts_jobs
+from tests.launching import mpiexec
 
-pytestmark = pytest.mark.skipif("not __import__('importlib').util.find_spec('typer')")
+pytestmark = [starts_jobs, needs_extra]
 
 
 @pytest.mark.parametrize('n', [2, 4])
-@on_first_rank
 def test_a_sound_installation(n: int):
     job = mnx(n, 'check', '--json', timeout=60)
     assert job.returncode == 0, job.stdout
@@ -24,7 +23,6 @@ def test_a_sound_installation(n: int):
         assert found[name]['verdict'] == 'ok', found[name]
 
 
-@on_first_rank
 def test_too_many_threads_are_noted():
     unlimited = dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'), '64')
     job = mnx(2, 'check', env=unlimited)
@@ -33,7 +31,6 @@ def test_too_many_threads_are_noted():
     assert 'BLAS threads: OMP_NUM_THREADS=' in job.stdout
 
 
-@on_first_rank
 def test_a_launcher_of_another_mpi():
     """Two processes, each with an environment of Open MPI's or Hydra's, but no MPI to join them."""
     library = json.loads(alone('info', '--json').stdout)['mpi']['library']
@@ -50,7 +47,22 @@ def test_a_launcher_of_another_mpi():
     assert (second.returncode, second.stdout) == (3, '')
 
 
-@on_first_rank
+PLANTED = """
+from mnx.cli import main, self_test
+self_test.problems = lambda comm: ['rank 1: planted'] if comm.name == 'flat' else []
+main(['check'])
+"""
+
+
+def test_a_fault_is_status_1_on_all_ranks_and_told_once():
+    job = mpiexec(2, PLANTED)
+    assert job.returncode == 1, job.stdout
+    assert job.stdout.count('wrong  rank 1: planted') == 1
+    assert 'wrong: flat (' in job.stdout
+    assert 'Traceback' not in job.stdout
+    assert '[mnx]' not in job.stdout
+
+
 def test_alone_on_a_terminal():
     status, seen = on_terminal(1, 'check')
     assert status == 0, seen

@@ -7,13 +7,9 @@ import sys
 from typing import Any
 
 import numpy as np
-import pytest
 
 from mnx.cli import info
-from tests.cli.commands import alone, mnx, on_terminal
-from tests.launching import on_first_rank
-
-HAS_EXTRA = pytest.mark.skipif("not __import__('importlib').util.find_spec('typer')")
+from tests.cli.commands import alone, mnx, needs_extra, on_terminal, starts_jobs
 
 FACTS: dict[str, Any] = {
     'versions': {'python': '3.12.1', 'cupy': None},
@@ -49,8 +45,8 @@ def test_rows_tell_why_mpi_cannot_be_used():
     assert 'MPI threads' not in rows
 
 
-@HAS_EXTRA
-@on_first_rank
+@starts_jobs
+@needs_extra
 def test_json_of_two_ranks():
     job = mnx(2, 'info', '--json')
     assert job.returncode == 0, job.stdout
@@ -62,8 +58,8 @@ def test_json_of_two_ranks():
     assert facts['mpi']['threads'] == 'multiple'
 
 
-@HAS_EXTRA
-@on_first_rank
+@starts_jobs
+@needs_extra
 def test_json_alone_asks_mpi_in_another_process():
     process = alone('info', '--json')
     facts = json.loads(process.stdout)
@@ -72,8 +68,8 @@ def test_json_alone_asks_mpi_in_another_process():
     assert facts['mpi']['shared_windows'] is True
 
 
-@HAS_EXTRA
-@on_first_rank
+@starts_jobs
+@needs_extra
 def test_table_on_a_terminal():
     status, seen = on_terminal(1, 'info')
     assert status == 0, seen

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.commands import alone, mnx, on_terminal
-from tests.launching import clean_environment, on_first_rank
+from tests.cli.commands import alone, mnx, needs_extra, on_terminal, starts_jobs
+from tests.launching import clean_environment
 
-pytestmark = pytest.mark.skipif("not __import__('importlib').util.find_spec('typer')")
+pytestmark = [starts_jobs, needs_extra]
 
 SHOWS = """
 import __main__, json, sys, beside
@@ -30,7 +30,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@on_first_rank
 def test_a_script_sees_what_python_gives_it(folder: Path):
     words = [str(folder / 'shows.py'), '-b', '8', '--help', '--as-chainermn']
     plain = subprocess.run(
@@ -46,7 +45,6 @@ def test_a_script_sees_what_python_gives_it(folder: Path):
     assert found == expected
 
 
-@on_first_rank
 def test_what_runs_at_the_end_still_sees_the_script(folder: Path):
     (folder / 'last.py').write_text(
         'import atexit, sys\n'
@@ -56,7 +54,6 @@ def test_what_runs_at_the_end_still_sees_the_script(folder: Path):
     assert alone('run', folder / 'last.py').stdout == '3 3\n'
 
 
-@on_first_rank
 def test_children_of_multiprocessing_find_the_script(folder: Path):
     (folder / 'pool.py').write_text(
         'import multiprocessing\n'
@@ -78,7 +75,6 @@ comm.barrier()
 """
 
 
-@on_first_rank
 def test_an_error_of_one_rank_ends_the_job_without_frames_of_mnx(tmp_path: Path):
     (tmp_path / 'fails.py').write_text(FAILING.format(failure='raise ValueError("planted")'))
     job = mnx(2, 'run', tmp_path / 'fails.py', timeout=40)
@@ -89,26 +85,22 @@ def test_an_error_of_one_rank_ends_the_job_without_frames_of_mnx(tmp_path: Path)
     assert 'runpy' not in job.stdout
 
 
-@on_first_rank
 def test_the_status_of_sys_exit_is_kept(tmp_path: Path):
     (tmp_path / 'fails.py').write_text('import sys\nsys.exit(7)\n')
     assert alone('run', tmp_path / 'fails.py').returncode == 7
 
 
-@on_first_rank
 def test_the_status_of_one_rank_ends_the_job(tmp_path: Path):
     (tmp_path / 'fails.py').write_text(FAILING.format(failure='raise SystemExit(7)'))
     job = mnx(2, 'run', tmp_path / 'fails.py', timeout=40)
     assert job.returncode == 7 or sys.version_info < (3, 12), job.stdout
 
 
-@on_first_rank
 def test_a_missing_script_is_told_once_with_status_2(tmp_path: Path):
     job = mnx(2, 'run', tmp_path / 'nothing.py')
     assert (job.returncode, job.stdout.count('the script is missing')) == (2, 1), job.stdout
 
 
-@on_first_rank
 def test_a_script_on_a_terminal(tmp_path: Path):
     (tmp_path / 'tty.py').write_text('import sys\nprint("a terminal:", sys.stdout.isatty())\n')
     assert on_terminal(1, 'run', tmp_path / 'tty.py') == (0, 'a terminal: True\r\n')
