@@ -73,8 +73,8 @@ def parallelize(model: chainer.Link, comm: Communicator) -> chainer.Link:
     model : chainer.Link
         Chain, ChainList, Sequential, in any depth, is changed in place. Replaced are
         ``L.Linear``, and ``L.Convolution2D`` of one group whose channels are enough for all
-        ranks. Left alone are subclasses of them, links with hooks, and parameters that several
-        links share.
+        ranks. Left alone are subclasses of them, links with hooks, parameters that several
+        links share, and links that some link also holds elsewhere, as in a list of its own.
     comm : Communicator
 
     Returns
@@ -103,6 +103,25 @@ def parallelize(model: chainer.Link, comm: Communicator) -> chainer.Link:
     return _Replacement(model, comm).of(model)
 
 
+def _aliases(model: chainer.Link) -> Iterator[int]:
+    """Yield the ids of links that are held beside the places where Chainer keeps children."""
+    for link in _distinct(model):
+        children = {'_children', '_layers', *getattr(link, '_children', ())}
+        for name, value in vars(link).items():
+            if name not in children:
+                yield from map(id, _held_in(value))
+
+
+def _held_in(value: object) -> Iterator[chainer.Link]:
+    if isinstance(value, chainer.Link):
+        yield value
+    elif isinstance(value, (list, tuple, set)):
+        for item in value:
+            yield from _held_in(item)
+    elif isinstance(value, dict):
+        yield from _held_in(list(value.values()))
+
+
 class _Replacement:
     """Walks through a model, in an order that all ranks share, and replaces each link once."""
 
@@ -110,6 +129,7 @@ class _Replacement:
         self._comm = comm
         self._uses = Counter(id(p) for link in _distinct(model) for p in _own_params(link))
         self._places = Counter(id(link) for link in _places(model))
+        self._aliased = set(_aliases(model))
         self._seen: list[chainer.Link] = []  # they live, so that each has an id of its own
         self._done: dict[int, chainer.Link] = {}
 
@@ -169,7 +189,7 @@ class _Replacement:
         return second.in_channels in (None, first.out_channels)
 
     def _can_be_split(self, link: Any) -> bool:
-        if type(link) not in CONVERTERS or link.local_link_hooks:
+        if type(link) not in CONVERTERS or link.local_link_hooks or id(link) in self._aliased:
             return False
         if any(self._uses[id(p)] > 1 for p in _own_params(link)):
             return False

@@ -173,3 +173,26 @@ def test_beside_data_parallelism(comm: Communicator) -> None:
     for x, t in halves:
         optimizer.update(lambda x, t: F.softmax_cross_entropy(found(x), t), x, t)
     assert_equal_wholes(found, expected, 1e-9)
+
+
+def test_a_link_that_is_held_elsewhere_stays_whole_and_trains(comm: Communicator) -> None:
+    """What a forward pass reaches by a list of its own is what the optimizer updates."""
+
+    class Layers(chainer.Chain):
+        def __init__(self) -> None:
+            super().__init__()
+            with self.init_scope():
+                self.l1, self.l2, self.l3 = L.Linear(3, 4), L.Linear(4, 4), L.Linear(4, 2)
+            self.hidden = {'layers': [self.l1, self.l2]}
+
+        def forward(self, x: np.ndarray) -> chainer.Variable:
+            for layer in self.hidden['layers']:
+                x = F.tanh(layer(x))
+            return self.l3(x)
+
+    model = mnx.parallelize(Layers(), comm)
+    assert [type(model[name]) is L.Linear for name in ('l1', 'l2', 'l3')] == [True, True, False]
+    before = model.l1.W.array.copy()
+    optimizer = chainer.optimizers.SGD(0.5).setup(model)
+    optimizer.update(lambda: F.mean(model(np.ones((2, 3), 'f4')) ** 2))
+    assert (model.l1.W.array != before).any()
