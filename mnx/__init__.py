@@ -20,6 +20,7 @@ from mnx import datasets as datasets  # noqa: E402
 from mnx import errors as errors  # noqa: E402
 from mnx import extensions as extensions  # noqa: E402
 from mnx import functions as functions  # noqa: E402
+from mnx import global_except_hook as global_except_hook  # noqa: E402
 from mnx import iterators as iterators  # noqa: E402
 from mnx import links as links  # noqa: E402
 from mnx.communicators import CommunicatorBase as CommunicatorBase  # noqa: E402

@@ -1,6 +1,6 @@
 """Imports point downwards only, and each wire library has one home.
 
-    mnx itself, extensions, testing
+    mnx itself, extensions, global_except_hook, testing
     cli, training
     optimizers, links
     gradients, functions, datasets, iterators
@@ -24,7 +24,7 @@ import mnx
 HOME = Path(mnx.__file__).parent
 
 LAYERS = (
-    {'mnx', '__main__', 'extensions', 'testing'},
+    {'mnx', '__main__', 'extensions', 'global_except_hook', 'testing'},
     {'cli', 'training'},
     {'optimizers', 'links'},
     {'gradients', 'functions', 'datasets', 'iterators'},

@@ -14,6 +14,7 @@ The root reads; every other rank receives its own part and never holds the rest:
 from __future__ import annotations
 
 import operator
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -141,6 +142,49 @@ def scatter_index(
     return part.start, part.stop
 
 
+def get_n_iterations_for_one_epoch(
+    dataset: Any, local_batch_size: int, comm: CommunicatorBase
+) -> int:
+    """Return how many batches rank 0's part makes. Deprecated: use a trigger of epochs.
+
+    Collective: all ranks call it, each with its part of the data set and the same batch size.
+    """
+    _warn_of('get_n_iterations_for_one_epoch')
+    return _iterations_of_an_epoch(dataset, local_batch_size, comm)
+
+
+def get_epoch_trigger(
+    n_epochs: int, dataset: Any, local_batch_size: int, comm: CommunicatorBase
+) -> tuple[int, str]:
+    """Return a trigger of so many epochs in iterations. Deprecated: ``(n_epochs, 'epoch')``.
+
+    Collective: all ranks call it, each with its part of the data set and the same batch size.
+    """
+    _warn_of('get_epoch_trigger')
+    return n_epochs * _iterations_of_an_epoch(dataset, local_batch_size, comm), 'iteration'
+
+
+def _warn_of(name: str) -> None:
+    warnings.warn(
+        f"{name} is deprecated; use a trigger such as (1, 'epoch').",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+
+
+def _iterations_of_an_epoch(dataset: Any, batch_size: Any, comm: CommunicatorBase) -> int:
+    call = 'get_n_iterations_for_one_epoch'
+    with comm.together(call) as meeting:
+        size = _index(batch_size)
+        if not size:
+            advice = 'Pass the batch size of one rank'
+            raise _wrong(call, comm, 'no batch size', 'an int > 0', batch_size, advice)
+        meeting.bring(f'local_batch_size={size}')
+        length = _length(call, comm, dataset)
+    iterations: int = comm.bcast_obj(-(-length // size))
+    return iterations
+
+
 def _checked_root(call: str, comm: CommunicatorBase, root: Any) -> int:
     index = _index(root)
     if index is not None and index < comm.size:
@@ -188,12 +232,12 @@ def _length(call: str, comm: CommunicatorBase, dataset: Any) -> int:
     except (TypeError, NotImplementedError) as error:
         text = explain(
             call,
-            'the data set at the root does not tell its length',
+            'the data set does not tell its length',
             'something with len()',
             type(dataset).__name__,
             rank=comm.rank,
             size=comm.size,
-            advice='Pass the data set at the root, with a __len__ method',
+            advice='Pass one with a __len__ method',
         )
         raise DataSizeError(text) from error
 

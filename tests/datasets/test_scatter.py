@@ -7,6 +7,7 @@ import pytest
 
 from mnx.datasets import DataSizeError, scatter_dataset, scatter_index
 from mnx.datasets.partition import owned_length
+from mnx.datasets.scatter import get_epoch_trigger, get_n_iterations_for_one_epoch
 from mnx.errors import ArgumentError, MismatchError, MnxError, RemoteError
 
 LENGTHS = [0, 1, 2, 3, 10, 13, 24]
@@ -251,3 +252,28 @@ def _peak():
 def _resident():
     with open('/proc/self/statm') as file:
         return int(file.read().split()[1]) * os.sysconf('SC_PAGESIZE')
+
+
+@pytest.mark.parametrize('n', [0, 1, 10, 13])
+@pytest.mark.parametrize('equal', [False, True])
+def test_deprecated_lengths_of_an_epoch(comm, n, equal):
+    """As many batches as an iterator over rank 0's part has, the same number on all ranks."""
+    part = scatter_dataset(list(range(n)), comm, force_equal_length=equal)
+    start, stop = bounds(n, 0, comm.size, equal)
+    expected = len(range(start, stop, 3))
+    with pytest.warns(DeprecationWarning, match='get_n_iterations_for_one_epoch'):
+        assert get_n_iterations_for_one_epoch(part, 3, comm) == expected
+    with pytest.warns(DeprecationWarning, match='get_epoch_trigger'):
+        assert get_epoch_trigger(5, part, np.int64(3), comm) == (5 * expected, 'iteration')
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_deprecated_lengths_fail_on_all_ranks(comm):
+    last = comm.rank == comm.size - 1
+    with pytest.raises(ArgumentError, match='no batch size'):
+        get_n_iterations_for_one_epoch([1, 2], 0 if last else 2, comm)
+    with pytest.raises(DataSizeError):
+        get_epoch_trigger(1, None if last else [1, 2], 2, comm)
+    if comm.size > 1:
+        with pytest.raises(MismatchError, match='local_batch_size'):
+            get_epoch_trigger(1, [1, 2], comm.rank + 1, comm)
