@@ -10,6 +10,7 @@ from chainer.serializers import DictionarySerializer, NpzDeserializer
 
 import mnx
 from mnx.errors import ArgumentError, DtypeError, MismatchError, MnxError, RemoteError
+from mnx.extensions import resume, snapshot
 from mnx.iterators import create_multi_node_iterator
 from mnx.training.evaluator import create_multi_node_evaluator
 
@@ -193,6 +194,43 @@ def test_in_a_training_and_an_evaluation(comm, shared_path):
     np.testing.assert_array_equal(model.predictor.W.array, expected.predictor.W.array)
     if comm.rank == 0:  # elsewhere the data set is not there, and sharing is not known
         assert means == expected_means
+
+
+def test_in_a_snapshot_that_is_resumed(comm, shared_path):
+    """Saved in the second epoch and resumed: the orders of the run that went on."""
+
+    class Notes(chainer.Chain):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+            with self.init_scope():
+                self.w = chainer.Parameter(np.zeros((), np.float64))
+
+        def forward(self, x):
+            self.seen.append(x.tolist())
+            return chainer.functions.sum(x * self.w)
+
+    def make(seed):
+        np.random.seed(seed + comm.rank)
+        data = np.arange(7.0) if comm.rank == 0 else None
+        iterator, model = SerialIterator(data, 3) if comm.rank == 0 else None, Notes()
+        iterator = create_multi_node_iterator(iterator, comm)
+        optimizer = chainer.optimizers.SGD(0.1).setup(model)
+        updater = training.updaters.StandardUpdater(iterator, optimizer)
+        return model, training.Trainer(updater, (20, 'iteration'), out=str(shared_path))
+
+    state = np.random.get_state()
+    model, trainer = make(1)
+    trainer.extend(snapshot(comm, 'at_{.updater.iteration}'), trigger=(5, 'iteration'))
+    trainer.run()
+    again, trainer = make(100)
+    trainer.extend(snapshot(comm, 'again_{.updater.iteration}'), trigger=(5, 'iteration'))
+    resume(shared_path / 'at_5', trainer, comm)
+    assert trainer.updater.epoch == 2
+    trainer.run()
+    np.random.set_state(state)
+    assert again.seen == model.seen[5:]
+    assert len({repr(seen) for seen in comm.allgather_obj(model.seen)}) == 1
 
 
 def test_errors_on_all_ranks(comm):
