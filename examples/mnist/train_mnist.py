@@ -98,12 +98,18 @@ def reports(say):
     return found
 
 
+def count(text):
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError('must be at least 1')
+    return int(text)
+
+
 def parse_arguments(doc=__doc__):
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     add = parser.add_argument
-    add('--batchsize', '-b', type=int, default=100, help='images per process and update')
-    add('--epoch', '-e', type=int, default=20, help='sweeps over the training data')
-    add('--unit', '-u', type=int, default=1000, help='units in each hidden layer')
+    add('--batchsize', '-b', type=count, default=100, help='images per process and update')
+    add('--epoch', '-e', type=count, default=20, help='sweeps over the training data')
+    add('--unit', '-u', type=count, default=1000, help='units in each hidden layer')
     add('--gpu', '-g', action='store_true', help='one GPU for each process of a machine')
     add('--out', '-o', default='result', help='folder for log, plots and snapshot')
     add('--resume', '-r', metavar='FILE', help='go on from a snapshot, such as result/snapshot')

@@ -224,8 +224,9 @@ class MultiNodeOptimizer:
         """Return what must be equal on all ranks besides the gradients."""
         actual = self.actual_optimizer
         hyperparam, hooks = getattr(actual, 'hyperparam', ''), actual._hookable
-        names = [*hooks._pre_update_hooks, *hooks._post_update_hooks]
-        return f'{hyperparam} t={actual.t} loss_scale={actual._loss_scale} hooks={names}'
+        pairs = [*hooks._pre_update_hooks.items(), *hooks._post_update_hooks.items()]
+        named = [f'{name}({_settings(hook)})' for name, hook in pairs]
+        return f'{hyperparam} t={actual.t} loss_scale={actual._loss_scale} hooks={named}'
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__') or name in self._OWN:
@@ -237,6 +238,12 @@ class MultiNodeOptimizer:
             object.__setattr__(self, name, value)
         else:
             setattr(self.actual_optimizer, name, value)
+
+
+def _settings(hook: object) -> str:
+    """Return the numbers and words of a hook, such as the rate of its decay."""
+    settings = getattr(hook, '__dict__', {}).items()
+    return ', '.join(f'{k}={v}' for k, v in settings if isinstance(v, (int, float, str)))
 
 
 def create_multi_node_optimizer(

@@ -443,3 +443,13 @@ def test_arguments_of_values_that_are_gone(comm: Communicator) -> None:
     y = model(np.ones((2, 3), 'f4'))
     optimizer.update(lambda y: F.mean(y**2), y)
     assert_replicated(comm, model)
+
+
+@pytest.mark.needs_ranks(2)
+@pytest.mark.parametrize('hook', [optimizer_hooks.WeightDecay, optimizer_hooks.GradientClipping])
+def test_hooks_with_other_numbers(comm: Communicator, hook: Callable[[float], object]) -> None:
+    model = L.Linear(3, 2)
+    optimizer = mnx.create_multi_node_optimizer(chainer.optimizers.SGD(0.1), comm).setup(model)
+    optimizer.add_hook(hook(0.5 if comm.rank == 0 else 0.25))
+    with pytest.raises(MismatchError, match=r'0\.5'):
+        optimizer.update(lambda: F.mean(model(np.ones((2, 3), 'f4')) ** 2))
