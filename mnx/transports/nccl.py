@@ -157,7 +157,7 @@ class Clique:
                 yield self.handle, self._library.stream()
             finally:
                 nccl.groupEnd()
-        except nccl.NcclError as error:
+        except Exception as error:  # CuPy may fail to find words for an NcclError
             self._watch.check()  # it was aborted, and this is why
             raise TransportError(f'NCCL {name}: {error}. NCCL_DEBUG=INFO says more.') from error
         self._watch.started(name, self._library.record())
@@ -436,11 +436,12 @@ class NcclTransport(Layer):
         return NcclTransport(below, self._open_library, self._holds)
 
     def close(self) -> None:
+        if self._cliques:
+            self._library.synchronize()  # still watched: what hangs is aborted, and so ends
         well = self._watch.stop()
-        if self._cliques and well:
-            self._library.synchronize()
         while self._cliques:
             handle = self._cliques.pop().handle
             if well:
                 handle.destroy()
         super().close()
+        self._watch.check()

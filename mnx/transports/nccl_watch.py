@@ -104,9 +104,12 @@ class Watch:
         return self._failure is None
 
     def _watch(self, prepare: Callable[[], None]) -> None:
-        prepare()
-        while not self._stopped.wait(PERIOD_S) and self._failure is None:
-            self.look()
+        try:
+            prepare()
+            while not self._stopped.wait(PERIOD_S) and self._failure is None:
+                self.look()
+        except Exception as error:  # of CUDA, say: nothing can be trusted any more
+            self._failure = self._failure or f'NCCL cannot be watched: {error!r}.'
 
     def _error(self) -> str | None:
         for handle in self._handles:
