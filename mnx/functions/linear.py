@@ -5,18 +5,8 @@ x_r and y_r are what rank r gives and gets; x_r[s] and y_r[s] the s-th of its se
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
-
-import numpy as np
-
 from mnx.arrays import Array
-from mnx.errors import MismatchError
 from mnx.functions.node import Communication
-
-if TYPE_CHECKING:
-    from mnx.communicators import Communicator
 
 Arrays = tuple[Array, ...]
 
@@ -98,16 +88,6 @@ class Scatter(Communication):
         return (self.comm.scatter(xs, self.route.root),)
 
 
-_messages: WeakKeyDictionary[Communicator, Counter[tuple[str, Any, Any]]] = WeakKeyDictionary()
-
-
-def next_message(comm: Communicator, lane: tuple[str, Any, Any]) -> int:
-    """Return the number of the next message to or from a rank; both ends count alike."""
-    counter = _messages.setdefault(comm, Counter())
-    counter[lane] += 1
-    return counter[lane]
-
-
 class Send(Communication):
     """The peer's y = x, one or several."""
 
@@ -115,9 +95,6 @@ class Send(Communication):
     is_collective = False
 
     def communicate(self, xs: Arrays) -> Arrays:
-        self.turn = next_message(self.comm, ('to', self.route.peer, self.route.tag))
-        if self.adjoint_of is not None:
-            xs = (*xs, np.array(self.adjoint_of))
         self.comm.send(xs[0] if len(xs) == 1 else xs, self.route.peer, self.route.tag)
         return ()
 
@@ -129,21 +106,8 @@ class Recv(Communication):
     is_collective = False
 
     def communicate(self, xs: Arrays) -> Arrays:
-        self.turn = next_message(self.comm, ('from', self.route.peer, self.route.tag))
         found = self.comm.recv(self.route.peer, self.route.tag)
-        found = found if isinstance(found, tuple) else (found,)
-        return found if self.adjoint_of is None else self._checked(found)
-
-    def _checked(self, found: Arrays) -> Arrays:
-        """Return the gradients without their number, which must be that of the message sent."""
-        *gradients, number = found
-        if number != self.adjoint_of:
-            raise MismatchError(
-                f'backward of send: waits for the gradient of message {self.adjoint_of} to rank '
-                f'{self.route.peer} (tag {self.route.tag}), but got that of message {number}. '
-                'Call backward in the same order on both ranks, the last message first.'
-            )
-        return tuple(gradients)
+        return found if isinstance(found, tuple) else (found,)
 
 
 class SyncGrad(Communication):
