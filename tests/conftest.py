@@ -20,6 +20,7 @@ import mnx
 from mnx import testing
 from mnx.communicators import Communicator
 from mnx.transports.devices import visible
+from mnx.transports.mpi import MpiTransport
 
 LIMIT_S = float(os.environ.get('MNX_TEST_LIMIT_S', '120'))
 
@@ -61,6 +62,34 @@ def _pass_together() -> Iterator[None]:
         raise
     finally:
         _exchange_verdicts(error)
+        if error is None:
+            _check_no_message_is_left()
+
+
+def _check_no_message_is_left() -> None:
+    """Fail if a test has sent what nobody received: the next one would take it for its own."""
+    error: BaseException | None = None
+    try:
+        assert not _left(), 'messages that nobody received: (source, tag, bytes)'
+    except AssertionError as e:
+        error = e
+        raise
+    finally:
+        _exchange_verdicts(error)
+
+
+def _left() -> list[tuple[int, int, int]]:
+    found = []
+    for transport in (_world._channels.arrays, _world._channels.mail):
+        if not isinstance(transport, MpiTransport):
+            continue
+        mpi, status = transport._mpi, transport._mpi.Status()
+        while transport._comm.Iprobe(status=status):
+            place = status.Get_source(), status.Get_tag()
+            nbytes = status.Get_count(mpi.BYTE)
+            transport._comm.Recv([bytearray(nbytes), mpi.BYTE], *place)
+            found.append((*place, nbytes))
+    return found
 
 
 def _exchange_verdicts(error: BaseException | None) -> None:

@@ -52,8 +52,6 @@ def main():
     )
     train = mnx.scatter_dataset(images.train, comm, shuffle=True, seed=args.seed)
     test = mnx.scatter_dataset(images.test, comm)
-    train_iter = chainer.iterators.SerialIterator(train, args.batchsize)
-    test_iter = chainer.iterators.SerialIterator(test, args.batchsize, repeat=False, shuffle=False)
     say(f'processes:    {comm.size}, device {device}')
     say(f'communicator: {comm.describe()}')
     say(f'data:         {images.description}')
@@ -65,11 +63,24 @@ def main():
     optimizer = mnx.create_multi_node_optimizer(chainer.optimizers.Adam(), comm)
     optimizer.setup(model)
 
-    # The training loop. All processes evaluate and take snapshots together; one of them reports.
+    fit(args, comm, optimizer, train, test)
+
+
+def fit(args, comm, optimizer, train, test, copies=None):
+    """Train the target of `optimizer`, with everything around it, as all these examples do.
+
+    All processes of `comm` evaluate and take snapshots together; process 0 reports. Each of
+    `copies` (default: `comm`) evaluates another part of the test data.
+    """
+    say = on_root(print, comm)
+    model = optimizer.target
+    device = model.device
+    train_iter = chainer.iterators.SerialIterator(train, args.batchsize)
+    test_iter = chainer.iterators.SerialIterator(test, args.batchsize, repeat=False, shuffle=False)
     updater = training.updaters.StandardUpdater(train_iter, optimizer, device=device)
     trainer = training.Trainer(updater, (args.epoch, 'epoch'), out=args.out)
     evaluator = mnx.create_multi_node_evaluator(
-        extensions.Evaluator(test_iter, model, device=device), comm
+        extensions.Evaluator(test_iter, model, device=device), copies or comm
     )
     trainer.extend(evaluator)
     for report in reports(say):
@@ -79,7 +90,7 @@ def main():
         mnx.extensions.resume(args.resume, trainer, comm)
     trainer.run()
 
-    accuracy = evaluator()['validation/main/accuracy']
+    accuracy = evaluator().get('validation/main/accuracy', np.nan)  # known where the loss is
     say(f'test accuracy {accuracy:.4f}; log, plots and snapshot are in {args.out}/')
 
 

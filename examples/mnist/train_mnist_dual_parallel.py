@@ -17,9 +17,7 @@ in each epoch as that has on half as many processes.
 import chainer
 import chainer.links as L
 import numpy as np
-from chainer import training
-from chainer.training import extensions
-from train_mnist import MLP, parse_arguments, reports
+from train_mnist import MLP, fit, parse_arguments
 from train_mnist_model_parallel import follow, part_of
 
 import mnx
@@ -49,8 +47,6 @@ def main():
         train = mnx.scatter_dataset(images.train, copies, shuffle=True, seed=args.seed)
         test = mnx.scatter_dataset(images.test, copies, force_equal_length=False)
     train, test = follow(train, pair), follow(test, pair)
-    train_iter = chainer.iterators.SerialIterator(train, args.batchsize)
-    test_iter = chainer.iterators.SerialIterator(test, args.batchsize, repeat=False, shuffle=False)
     say(f'processes:    {comm.size} in {copies.size} pairs, device {device}')
     say(f'data:         {images.description}')
     say(f'batch:        {args.batchsize} per pair, {args.batchsize * copies.size} in all')
@@ -64,23 +60,7 @@ def main():
     optimizer.setup(model)
 
     # The training loop: all processes take every step, and the losses are on the even ones.
-    updater = training.updaters.StandardUpdater(train_iter, optimizer, device=device)
-    trainer = training.Trainer(updater, (args.epoch, 'epoch'), out=args.out)
-    evaluator = mnx.create_multi_node_evaluator(
-        extensions.Evaluator(test_iter, model, device=device), copies
-    )
-    trainer.extend(evaluator)
-    for report in reports(say):
-        trainer.extend(on_root(report, comm))
-    trainer.extend(mnx.extensions.snapshot(comm, 'snapshot'))
-    if args.resume:
-        mnx.extensions.resume(args.resume, trainer, comm)
-    trainer.run()
-
-    result = evaluator()
-    if pair.rank == 0:
-        accuracy = result['validation/main/accuracy']
-        say(f'test accuracy {accuracy:.4f}; log, plots and snapshot are in {args.out}/')
+    fit(args, comm, optimizer, train, test, copies)
 
 
 if __name__ == '__main__':

@@ -13,9 +13,7 @@ import chainer
 import chainer.functions as F
 import chainer.links as L
 import numpy as np
-from chainer import training
-from chainer.training import extensions
-from train_mnist import MLP, parse_arguments, reports
+from train_mnist import MLP, fit, parse_arguments
 
 import mnx
 from mnx.extensions import on_root
@@ -42,8 +40,6 @@ def main():
     if comm.rank == 0:
         train = mnx.scatter_dataset(train, alone, shuffle=True, seed=args.seed)
     train, test = follow(train, comm), follow(test, comm)
-    train_iter = chainer.iterators.SerialIterator(train, args.batchsize)
-    test_iter = chainer.iterators.SerialIterator(test, args.batchsize, repeat=False, shuffle=False)
     say(f'data:         {images.description}')
 
     # The model: each process keeps its part, and updates it by an optimizer of its own.
@@ -55,23 +51,7 @@ def main():
     optimizer = chainer.optimizers.Adam().setup(model)
 
     # The training loop: both processes take every step, and the loss is on process 0.
-    updater = training.updaters.StandardUpdater(train_iter, optimizer, device=device)
-    trainer = training.Trainer(updater, (args.epoch, 'epoch'), out=args.out)
-    evaluator = mnx.create_multi_node_evaluator(
-        extensions.Evaluator(test_iter, model, device=device), alone
-    )
-    trainer.extend(evaluator)
-    for report in reports(say):
-        trainer.extend(on_root(report, comm))
-    trainer.extend(mnx.extensions.snapshot(comm, 'snapshot'))
-    if args.resume:
-        mnx.extensions.resume(args.resume, trainer, comm)
-    trainer.run()
-
-    result = evaluator()
-    if comm.rank == 0:
-        accuracy = result['validation/main/accuracy']
-        say(f'test accuracy {accuracy:.4f}; log, plots and snapshot are in {args.out}/')
+    fit(args, comm, optimizer, train, test, alone)
 
 
 def part_of(mlp, comm):

@@ -7,14 +7,11 @@ Every process sees every image, but holds only its part of each weight matrix. T
 losses and the file it leaves behind are those of one process.
 """
 
-import argparse
-
 import chainer
 import chainer.functions as F
 import chainer.links as L
 import numpy as np
-from chainer import training
-from chainer.training import extensions
+from train_mnist import fit, parse_arguments
 
 import mnx
 from mnx.extensions import on_root
@@ -42,7 +39,7 @@ class MLP(chainer.Chain):
 
 
 def main():
-    args = parse_arguments()
+    args = parse_arguments(__doc__)
     comm = mnx.create_communicator(args.communicator)
     say = on_root(print, comm)
     device = chainer.get_device(f'@cupy:{comm.intra_rank}' if args.gpu else '@numpy')
@@ -56,8 +53,6 @@ def main():
         args.dataset, args.data_dir, download=args.download, comm=comm
     )
     train, test = comm.bcast_obj((images.train, images.test))
-    train_iter = chainer.iterators.SerialIterator(train, args.batchsize)
-    test_iter = chainer.iterators.SerialIterator(test, args.batchsize, repeat=False, shuffle=False)
 
     # The model: a part of it on each process. The optimizer is plain Chainer's.
     model = L.Classifier(MLP(comm, images.n_pixels, args.unit, images.n_classes))
@@ -69,36 +64,10 @@ def main():
     sizes = comm.allgather_obj(sum(p.size for p in model.params()))
     say(f'parameters:   {", ".join(map(str, sizes))} on processes 0 to {comm.size - 1}')
 
-    # The training loop: all processes do the same; one of them reports.
-    updater = training.updaters.StandardUpdater(train_iter, optimizer, device=device)
-    trainer = training.Trainer(updater, (args.epoch, 'epoch'), out=args.out)
-    evaluator = extensions.Evaluator(test_iter, model, device=device)
-    trainer.extend(evaluator)
-    columns = ['epoch', 'main/loss', 'validation/main/loss', 'validation/main/accuracy']
-    trainer.extend(on_root(extensions.LogReport(), comm))
-    trainer.extend(on_root(extensions.PrintReport([*columns, 'elapsed_time']), comm))
-    trainer.run()
-
-    accuracy = float(evaluator()['validation/main/accuracy'])
+    # The training loop: all processes do the same, so each one evaluates by itself.
+    fit(args, comm, optimizer, train, test, mnx.create_communicator('local'))
     save_npz(f'{args.out}/model.npz', model, comm)
-    say(f'test accuracy {accuracy:.4f}; log and model.npz (for any number of processes, and for')
-    say(f'plain Chainer) are in {args.out}/')
-
-
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add('--batchsize', '-b', type=int, default=100, help='images per update')
-    add('--epoch', '-e', type=int, default=10, help='sweeps over the training data')
-    add('--unit', '-u', type=int, default=1000, help='units in each hidden layer')
-    add('--gpu', '-g', action='store_true', help='one GPU for each process of a machine')
-    add('--out', '-o', default='result', help='folder for log and model')
-    add('--communicator', default='auto', help="'auto' chooses")
-    add('--dataset', choices=mnx.datasets.IMAGES, default='auto', help="'auto' takes what is there")
-    add('--data-dir', metavar='DIR', help='folder with the files of MNIST or Fashion-MNIST')
-    add('--download', action='store_true', help='fetch the files, if they are not there')
-    add('--seed', type=int, default=0, help='makes two runs equal')
-    return parser.parse_args()
+    say('model.npz is there for any number of processes, and for plain Chainer')
 
 
 if __name__ == '__main__':

@@ -337,7 +337,7 @@ class ArrayMessages(Endpoint):
         The counterpart is ``recv(source, tag)`` on rank `dest`. Returns when `data` may be
         changed, which for long messages is when `dest` has begun to receive.
         """
-        self._mail.send(data, *self._route('send', 'dest', dest, tag))
+        self.mail.send(data, *self._route('send', 'dest', dest, tag))
 
     def recv(self, source: SupportsIndex, tag: SupportsIndex = 0) -> Array | tuple[Array, ...]:
         """Receive what `source` sent with `tag`: an array, or a tuple if it sent a sequence.
@@ -350,11 +350,12 @@ class ArrayMessages(Endpoint):
         """
         if source == self._arrays.any_source:
             self._check_open('recv')
-            return self._mail.recv(int(source), self._tag('recv', tag))
-        return self._mail.recv(*self._route('recv', 'source', source, tag))
+            return self.mail.recv(int(source), self._tag('recv', tag))
+        return self.mail.recv(*self._route('recv', 'source', source, tag))
 
     @functools.cached_property
-    def _mail(self) -> PointToPoint:
+    def mail(self) -> PointToPoint:
+        """What `send` and `recv` go through; counts their messages."""
         return PointToPoint(self._arrays)
 
     def _row(self, xs: Any, call: str) -> list[Array]:

@@ -13,6 +13,7 @@ latency. So the lead of a dtype and shape is made once, and found again by a dic
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,10 +42,18 @@ class Frame:
 
 
 class PointToPoint:
-    """Sends and receives arrays over a transport."""
+    """Sends and receives arrays over a transport.
+
+    Attributes
+    ----------
+    sent, received : Counter
+        Messages by the other rank and tag. MPI keeps their order, so both ends count alike.
+    """
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+        self.sent: Counter[tuple[int, int]] = Counter()
+        self.received: Counter[tuple[int, int]] = Counter()
         self._leads: dict[Kind, bytes] = {}
         self._long: dict[bytes, Kind] = {}  # leads of arrays that do not fit into a frame
         self._frames: list[Frame] = []  # more than one if several threads receive
@@ -55,10 +64,12 @@ class PointToPoint:
             lead = self._leads.get((data.dtype, data.shape))
             if lead is not None:
                 self._send_known(lead, data, dest, tag)
+                self.sent[dest, tag] += 1
                 return
         bare = is_array(data)
         arrays = [sendable(x, 'send') for x in ([data] if bare else data)]
         self._send(arrays, BARE if bare else len(arrays), dest, tag)
+        self.sent[dest, tag] += 1
 
     def recv(self, source: int, tag: int, status: Any = None) -> Array | tuple[Array, ...]:
         """Receive what `send` sent: an array, or a tuple if it was a sequence."""
@@ -70,7 +81,9 @@ class PointToPoint:
             source, tag = self._transport.recv_frame(frame.memory, source, tag, status)
             lead = frame.lead.tobytes()
             view = frame.views.get(lead)
-            return self._recv(frame, lead, source, tag) if view is None else view.copy()
+            found = self._recv(frame, lead, source, tag) if view is None else view.copy()
+            self.received[source, tag] += 1
+            return found
         finally:
             self._frames.append(frame)
 

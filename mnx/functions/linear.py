@@ -5,8 +5,16 @@ x_r and y_r are what rank r gives and gets; x_r[s] and y_r[s] the s-th of its se
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import numpy as np
+
 from mnx.arrays import Array
+from mnx.errors import MismatchError
 from mnx.functions.node import Communication
+
+if TYPE_CHECKING:
+    from collections import Counter
 
 Arrays = tuple[Array, ...]
 
@@ -88,26 +96,55 @@ class Scatter(Communication):
         return (self.comm.scatter(xs, self.route.root),)
 
 
-class Send(Communication):
+class Message(Communication):
+    """A message to or from one rank; both ends number those of their direction and tag alike.
+
+    The gradient of a message brings that one's number, so that it is not taken for the gradient of
+    another where the ranks call backward in different orders.
+    """
+
+    is_collective = False
+
+    def _count(self, counter: Counter[tuple[int, int]]) -> None:
+        """Keep the number of the message that has just been counted."""
+        self.turn = counter[int(self.route.peer), int(self.route.tag)]
+
+
+class Send(Message):
     """The peer's y = x, one or several."""
 
     call = 'send'
-    is_collective = False
 
     def communicate(self, xs: Arrays) -> Arrays:
+        if self.adjoint_of is not None:
+            xs = (*xs, np.array(self.adjoint_of))
         self.comm.send(xs[0] if len(xs) == 1 else xs, self.route.peer, self.route.tag)
+        self._count(self.comm.mail.sent)
         return ()
 
 
-class Recv(Communication):
-    """y = the peer's x, one or several."""
+class Recv(Message):
+    """The peer's y = x, one or several."""
 
     call = 'recv'
-    is_collective = False
 
     def communicate(self, xs: Arrays) -> Arrays:
         found = self.comm.recv(self.route.peer, self.route.tag)
-        return found if isinstance(found, tuple) else (found,)
+        self._count(self.comm.mail.received)
+        ys = found if isinstance(found, tuple) else (found,)
+        return ys if self.adjoint_of is None else self._gradients(ys)
+
+    def _gradients(self, ys: Arrays) -> Arrays:
+        """Return the gradients that came, if they are those of the message that was sent."""
+        *gradients, number = ys
+        if number.ndim or number.dtype.kind != 'i' or number != self.adjoint_of:
+            raise MismatchError(
+                f'backward of send: waits for the gradient of message {self.adjoint_of} to rank '
+                f'{self.route.peer} (tag {self.route.tag}), but got that of another. Call '
+                'backward on both ranks for the same messages, the last one first; '
+                'pseudo_connect makes a loss depend on what send returned.'
+            )
+        return tuple(gradients)
 
 
 class SyncGrad(Communication):

@@ -24,6 +24,7 @@ share. Three things see to it:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,7 @@ class Route:
     weight: float = 1.0
 
 
-class Communication(chainer.FunctionNode):
+class Communication(chainer.FunctionNode, ABC):
     """A function of the arrays of all ranks.
 
     Parameters
@@ -112,9 +113,9 @@ class Communication(chainer.FunctionNode):
         self._rank = 0
         self._began = False
 
+    @abstractmethod
     def communicate(self, xs: tuple[Array, ...]) -> tuple[Array, ...]:
         """Return what this rank receives for what it gives."""
-        raise NotImplementedError
 
     def forward(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         xs = inputs[:-1]

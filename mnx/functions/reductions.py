@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from abc import abstractmethod
 from collections.abc import Sequence
 
 from mnx.arrays import module_of
@@ -35,9 +36,9 @@ class Reduction(Communication):
             gx = gy * slope
         return tuple((gx, token)[i] for i in indexes)
 
+    @abstractmethod
     def slope(self, x: Variable, token: Variable) -> tuple[Variable, Variable]:
         """Return dy/dx, shaped as `x`, and the token that comes after it. Collective."""
-        raise NotImplementedError
 
     def _total(self) -> Communication:
         """Return what gives every rank the sum of all gradients of y."""

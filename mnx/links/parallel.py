@@ -12,6 +12,7 @@ The weight of a link is split over the ranks; the batch is not, all ranks have t
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ Variable = Any
 OUTPUT_AXIS, INPUT_AXIS = 0, 1  # of a weight
 
 
-class ParallelLink(chainer.Link):
+class ParallelLink(chainer.Link, ABC):
     """A link whose weight W, of shape (outputs, inputs, ...), is split over the ranks.
 
     Making one is collective, and so are its first call, forward, backward and saving.
@@ -94,13 +95,13 @@ class ParallelLink(chainer.Link):
         """
         super().serialize(PerParameter(serializer, self))
 
+    @abstractmethod
     def _weight_shape(self, inputs: int) -> tuple[int, ...]:
         """Return the shape of the whole weight."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _apply(self, x: Variable, b: Variable | None) -> Variable:
         """Return this rank's part, or term, of the output; axis 1 of both: features."""
-        raise NotImplementedError
 
     def _forward(self, x: Variable) -> Variable:
         if not self.W.is_initialized:

@@ -9,6 +9,7 @@ root     aggregate([r0 b0, r1 b0, r0 b1, r1 b1, r0 b2])
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice, zip_longest
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _BATCHES_A_MESSAGE = 8
 
 
-class GenericMultiNodeEvaluator(Extension):
+class GenericMultiNodeEvaluator(Extension, ABC):
     """Base of evaluators that need the results of all batches, such as a BLEU score.
 
     Override `calc_local` and `aggregate`.
@@ -77,14 +78,15 @@ class GenericMultiNodeEvaluator(Extension):
         self.root = _checked_root(self.comm, root)
         self.progress_hook = progress_hook
 
+    @abstractmethod
     def calc_local(self, *args: Any, **kwargs: Any) -> Any:
         """Return the result of one batch: anything that can be pickled, but not None.
 
         Called on each rank for each of its batches, in test mode and without backprop. What is
         reported meanwhile is dropped.
         """
-        raise NotImplementedError('override calc_local(self, *args, **kwargs)')
 
+    @abstractmethod
     def aggregate(self, results: list[Any]) -> Any:
         """Return the result of all batches; called on the root.
 
@@ -93,7 +95,6 @@ class GenericMultiNodeEvaluator(Extension):
         results : list
             Batch 0 of rank 0, of rank 1, ..., then batch 1 of rank 0, and so on.
         """
-        raise NotImplementedError('override aggregate(self, results)')
 
     def __call__(self, trainer: Any = None) -> Any:
         """Evaluate. Collective: all ranks call it, and all raise if one fails.

@@ -9,6 +9,7 @@ from tests.examples.jobs import QUICK, accuracy_of, log_of, run
 ONE_PROCESS = 'mnist/train_mnist.py'
 TWO_PARTS = 'mnist/train_mnist_model_parallel.py'
 PAIRS = 'mnist/train_mnist_dual_parallel.py'
+SPLIT_WEIGHTS = 'mnist/train_mnist_tensor_parallel.py'
 EVERY = pytest.mark.parametrize(('script', 'n', 'n_like'), [(TWO_PARTS, 2, 1), (PAIRS, 4, 2)])
 
 
@@ -46,11 +47,12 @@ def test_they_reach_96_percent_on_the_digits(tmp_path, script, n):
 
 @pytest.mark.slow
 @pytest.mark.limit(300)
-def test_interrupted_and_resumed_they_end_with_the_same_numbers(tmp_path):
+@pytest.mark.parametrize('script', [PAIRS, SPLIT_WEIGHTS])
+def test_interrupted_and_resumed_they_end_with_the_same_numbers(tmp_path, script):
     whole, part = tmp_path / 'whole', tmp_path / 'part'
-    accuracy_of(run(4, PAIRS, *QUICK, '-e', 4, '-o', whole))
-    accuracy_of(run(4, PAIRS, *QUICK, '-e', 2, '-o', part))
-    accuracy_of(run(4, PAIRS, *QUICK, '-e', 4, '-o', part, '--resume', part / 'snapshot'))
+    accuracy_of(run(4, script, *QUICK, '-e', 4, '-o', whole))
+    accuracy_of(run(4, script, *QUICK, '-e', 2, '-o', part))
+    accuracy_of(run(4, script, *QUICK, '-e', 4, '-o', part, '--resume', part / 'snapshot'))
     assert log_of(part) == log_of(whole)
 
 

@@ -48,3 +48,26 @@ def test_two_calls_and_their_backward_passes(comm: Communicator, name: str) -> N
                 continue
             with pytest.raises(MismatchError, match='backward of #'):
                 all_seeded(ys, turns)
+
+
+@pytest.mark.needs_ranks(2)
+def test_two_messages_and_their_backward_passes(comm: Communicator) -> None:
+    """The rank that has sent them, and waits for their gradients, raises."""
+    if comm.rank > 1:
+        return
+    for first, last in ((0, 1), (1, 0)):
+        if comm.rank == 1:
+            ys = [MF.recv(comm, 0) for _ in range(2)]
+            for k in (0, 1):
+                seeded(ys[k], 10.0**k)
+            continue
+        xs = [chainer.Variable(np.ones(2)) for _ in range(2)]
+        delegates = [MF.send(x, comm, 1) for x in xs]
+        if (first, last) == (0, 1):
+            for k in (first, last):
+                seeded(delegates[k], 0)
+            assert [x.grad.tolist() for x in xs] == [[1, 1], [10, 10]]
+            continue
+        for k in (first, last):
+            with pytest.raises(MismatchError, match='gradient of message'):
+                seeded(delegates[k], 0)

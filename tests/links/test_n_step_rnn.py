@@ -111,22 +111,25 @@ def test_the_delegate_alone_is_enough_for_backward(comm: Communicator) -> None:
 
 @two_ranks
 def test_send_and_recv_on_the_other_side(comm: Communicator) -> None:
-    """One message for each state."""
-    shape = (2, len(LENGTHS), 4)
+    """One message for each state, and one for the gradient of each."""
     if comm.rank == 0:
         rnn = create_multi_node_n_step_rnn(make(L.NStepLSTM, 0), comm, np.int64(1), 1)
         *_, delegate = rnn(sequences(0))
         delegate.backward()
     if comm.rank == 1:
-        h, c = (chainer.Variable(np.full(shape, 0.1 * k)) for k in (1, 2))
-        MF.send(h, comm, 0)
-        delegate = MF.send(c, comm, 0)
-        first = MF.recv(comm, 0, delegate)
-        second = MF.recv(comm, 0)
-        assert first.shape == second.shape == shape
-        loss = F.sum(first) + F.sum(second)
-        loss, *_ = MF.pseudo_connect(delegate, loss)
+        h, c = states = [chainer.Variable(np.full((2, 3, 4), 0.1 * k)) for k in (1, 2)]
+        sent = [MF.send(state, comm, 0) for state in states]
+        loss = loss_of(1, [MF.recv(comm, 0), MF.recv(comm, 0), []])
+        for delegate in sent:
+            (loss,) = MF.pseudo_connect(delegate, loss)
         loss.backward()
+
+        h0, c0 = (chainer.Variable(x.array) for x in states)
+        *found, _ = make(L.NStepLSTM, 0)(h0, c0, sequences(0))
+        expected = loss_of(1, [*found, []])
+        expected.backward()
+        for x, x0 in ((loss.array, expected.array), (h.grad, h0.grad), (c.grad, c0.grad)):
+            assert_close(x, x0)
 
 
 class Embedding(chainer.Chain):
