@@ -123,7 +123,7 @@ def test_errors_on_all_ranks(comm):
         make(Forgets)()
     with pytest.raises(ZeroDivisionError if comm.rank == 0 else RemoteError, match='no results'):
         make(Fails)()
-    with pytest.raises(TypeError, match='aggregate.*calc_local'):
+    with pytest.raises(TypeError, match=r'aggregate.*calc_local'):
         make(GenericMultiNodeEvaluator)  # both are abstract
     with pytest.raises(ArgumentError, match='root'):
         make(Collects, root=comm.size)
