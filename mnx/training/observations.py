@@ -7,7 +7,6 @@ rank 1     4.0    -    5.0   ─┴─►  mean of 5 values = 3.0
 
 from __future__ import annotations
 
-import math
 import pickle
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from chainer.training import PRIORITY_EDITOR, Extension, get_trigger
 
 from mnx.arrays import is_array
 from mnx.errors import MismatchError
+from mnx.training.weighted_sums import exact_sum
 
 if TYPE_CHECKING:
     from mnx.communicators import CommunicatorBase
@@ -113,15 +113,8 @@ def mean_of_all(histories: Histories) -> Any:
             'Observe one shape, or pass an aggregator.'
         )
     if shapes == {()}:
-        return _sum([float(value) for value in values]) / len(values)
+        return exact_sum([float(value) for value in values]) / len(values)
     return np.sum(values, axis=0) / len(values)
-
-
-def _sum(values: list[float]) -> float:
-    try:
-        return math.fsum(values)
-    except (OverflowError, ValueError):  # too large, or infinities of both signs
-        return float(sum(values))
 
 
 def _on_host(value: Any) -> Any:

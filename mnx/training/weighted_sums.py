@@ -64,7 +64,8 @@ class WeightedSums:
 
     def _add(self, key: str, value: Any, weight: Any) -> None:
         value = value.astype(np.float64) if is_array(value) else np.float64(value)
-        self._sums[key] = self._sums.get(key, 0.0) + value * weight
+        with np.errstate(invalid='ignore', over='ignore'):  # a loss that diverged is a result
+            self._sums[key] = self._sums.get(key, 0.0) + value * weight
         self._weights[key] = self._weights.get(key, 0.0) + weight
 
 
@@ -111,8 +112,21 @@ def _mean(key: str, results: Sequence[RankResult]) -> Any:
     if not weight:
         return math.nan
     if shapes == {()}:
-        return math.fsum(total for total, _ in found) / weight
-    return np.sum([total for total, _ in found], axis=0) / weight
+        return exact_sum([total for total, _ in found]) / weight
+    with np.errstate(invalid='ignore', over='ignore'):
+        return np.sum([total for total, _ in found], axis=0) / weight
+
+
+def exact_sum(values: Sequence[float]) -> float:
+    """Return the sum, rounded once; NaN for infinities of both signs.
+
+    >>> exact_sum([1e100, 1.0, -1e100]), exact_sum([math.inf, -math.inf])
+    (1.0, nan)
+    """
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # too large, or infinities of both signs
+        return float(sum(values))
 
 
 def _check_keys(results: Sequence[RankResult]) -> None:

@@ -96,3 +96,24 @@ def test_what_cannot_be_averaged(value):
 
 def test_a_weight_of_zero_gives_nan():
     assert math.isnan(combine([result(({'x': (1.0, 0)}, 2))])['x'])
+
+
+NOT_FINITE = {
+    'infinities of both signs': [math.inf, -math.inf],
+    'an infinity': [1.0, math.inf],
+    'nan': [1.0, math.nan],
+    'too large a sum': [1e308, 1e308],
+}
+
+
+@pytest.mark.parametrize('values', NOT_FINITE.values(), ids=NOT_FINITE)
+@pytest.mark.parametrize('spread', ['over ranks', 'over batches'])
+@pytest.mark.parametrize('shape', [(), (2,)])
+def test_what_diverged_comes_out_as_in_floating_point(values, spread, shape):
+    """As Chainer's Evaluator: NaN and infinity are results, not errors."""
+    arrays = [np.full(shape, value) for value in values]
+    sums = [WeightedSums() for _ in values]
+    for i, array in enumerate(arrays):
+        sums[i if spread == 'over ranks' else 0].add_means({'x': array}, 1)
+    found = combine([RankResult(1, s.to_host()) for s in sums if s.to_host()])['x']
+    np.testing.assert_array_equal(found, np.full(shape, sum(values) / len(values)))
