@@ -48,7 +48,13 @@ def create_multi_node_evaluator(
     Returns
     -------
     MultiNodeEvaluator
-        An evaluator of the same name, trigger and priority. Calling it is collective.
+        An evaluator of the same name, trigger and priority. Calling it is collective. An
+        evaluator that is one already, over the same communicator, is returned as it is.
+
+    Raises
+    ------
+    ArgumentError
+        Not an evaluator, or one that was wrapped for another communicator.
 
     Examples
     --------
@@ -66,7 +72,19 @@ def create_multi_node_evaluator(
             'create_multi_node_evaluator: expected a chainer.training.extensions.Evaluator but '
             f'got {type(actual_evaluator).__name__}. Derive your class from Evaluator.'
         )
+    if isinstance(actual_evaluator, MultiNodeEvaluator):
+        return _wrapped_before(actual_evaluator, communicator)
     return MultiNodeEvaluator(actual_evaluator, communicator)
+
+
+def _wrapped_before(evaluator: MultiNodeEvaluator, comm: CommunicatorBase) -> MultiNodeEvaluator:
+    if evaluator.communicator is not comm:
+        raise ArgumentError(
+            'create_multi_node_evaluator: the evaluator averages over the ranks of '
+            f'{evaluator.communicator!r} already, expected a plain one to average over those of '
+            f'{comm!r}. Pass its actual_evaluator.'
+        )
+    return evaluator
 
 
 class MultiNodeEvaluator(Evaluator):

@@ -288,3 +288,18 @@ def test_in_a_trainer_it_is_known_by_the_usual_names(comm, tmp_path):
     assert trainer.get_extension('own').priority == 7
     assert trainer.get_extension('validation').trigger == (1, 'epoch')
     assert actual[1].name == 'validation_1'
+
+
+def test_twice_is_once(comm):
+    """A wrapper around a wrapper would count every sample as often as there are ranks."""
+    part = scattered(comm, 11, force_equal_length=False)
+    once = create_multi_node_evaluator(Evaluator(serial(part), Mean()), comm)
+    twice = create_multi_node_evaluator(once, comm)
+    assert twice is once
+    assert twice() == {'main/value': 5.0}
+
+
+def test_twice_over_other_ranks(comm):
+    once = create_multi_node_evaluator(Evaluator(serial(np.zeros(3, 'f4')), Mean()), comm)
+    with comm.split(0, comm.rank) as other, pytest.raises(ArgumentError, match='actual_evaluator'):
+        create_multi_node_evaluator(once, other)
