@@ -18,7 +18,7 @@ from chainer.backends import cuda
 from chainer.serializer import Deserializer, Serializer
 
 from mnx.communicators import Communicator
-from mnx.errors import ArgumentError
+from mnx.errors import ArgumentError, DtypeError
 from mnx.gradients.exchange import GradientExchange
 from mnx.optimizers.batch_size import batch_size
 from mnx.optimizers.link_state import LinkState
@@ -256,8 +256,8 @@ def create_multi_node_optimizer(
 ) -> MultiNodeOptimizer:
     """Wrap a Chainer optimizer so that it trains on all ranks' data.
 
-    n ranks with local batches of b samples update as one process with a batch of n * b. The
-    learning rate is not changed.
+    Collective: all ranks call it. n ranks with local batches of b samples update as one process
+    with a batch of n * b. The learning rate is not changed.
 
     Parameters
     ----------
@@ -275,6 +275,12 @@ def create_multi_node_optimizer(
     -------
     MultiNodeOptimizer
 
+    Raises
+    ------
+    DtypeError
+        `actual_optimizer` is no optimizer of Chainer (on all ranks), or `communicator` none of
+        mnx.
+
     Examples
     --------
     >>> import chainer, mnx
@@ -287,8 +293,29 @@ def create_multi_node_optimizer(
             'create_multi_node_optimizer: double_buffering is not available yet. Leave it out: '
             'without it no gradient is one step old.'
         )
+    _check_types(actual_optimizer, communicator)
     exchange = GradientExchange(communicator, zero_fill)
     return MultiNodeOptimizer(actual_optimizer, communicator, exchange, weight)
+
+
+def _check_types(actual_optimizer: Any, communicator: Any) -> None:
+    call = 'create_multi_node_optimizer'
+    if not isinstance(communicator, Communicator):
+        raise DtypeError(
+            f'{call}: communicator is wrong, expected one that mnx.create_communicator made but '
+            f'got {_kind(communicator)}. Call {call}(optimizer, comm), in this order.'
+        )
+    with communicator.together(call):
+        if not isinstance(actual_optimizer, chainer.Optimizer):
+            raise DtypeError(
+                f'{call}: actual_optimizer is wrong, expected a chainer.Optimizer but got '
+                f'{_kind(actual_optimizer)} (rank {communicator.rank} of {communicator.size}). '
+                f'Call {call}(optimizer, comm), and give the model to setup() of the result.'
+            )
+
+
+def _kind(value: object) -> str:
+    return 'None' if value is None else f'a {type(value).__name__}'
 
 
 def _uninitialized(model: chainer.Link) -> set[str]:
