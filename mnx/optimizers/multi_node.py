@@ -24,6 +24,7 @@ from mnx.optimizers.batch_size import batch_size
 from mnx.optimizers.link_state import LinkState
 from mnx.optimizers.replicate import (
     InitializeOnce,
+    free_if_used,
     is_replicated,
     replicate,
     replicate_parameters,
@@ -45,7 +46,7 @@ class MultiNodeOptimizer:
     """
 
     _OWN = frozenset(
-        {'actual_optimizer', 'communicator', 'weight', '_exchange', '_lazy', '_compared'}
+        {'actual_optimizer', 'communicator', 'weight', '_exchange', '_lazy', '_once', '_compared'}
     )
 
     def __init__(
@@ -60,6 +61,7 @@ class MultiNodeOptimizer:
         self.weight = weight
         self._exchange = exchange
         self._lazy: set[str] = set()
+        self._once: list[chainer.Parameter] = []  # whose values a link could still throw away
         self._compared = False
         if actual_optimizer.target is not None:
             self._replicate()
@@ -114,6 +116,7 @@ class MultiNodeOptimizer:
             self._check_given_gradients()
         else:
             weight = self._backward(lossfun, args, kwds, weight)
+        self._once = [param for param in self._once if not free_if_used(param)]
         self._exchange(self.target, weight, self._facts())
         self.actual_optimizer.update(None)
 
@@ -193,6 +196,7 @@ class MultiNodeOptimizer:
         for name, param in self.target.namedparams():
             if name in self._lazy:
                 param.initialize = InitializeOnce(param)
+                self._once.append(param)
 
     def _replicate_late_parameters(self) -> bool:
         """Replicate parameters that were initialised since the last time; tell if any changed.

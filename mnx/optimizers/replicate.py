@@ -94,6 +94,17 @@ class InitializeOnce:
             chainer.Parameter.initialize(self._param, shape)
 
 
+def free_if_used(param: chainer.Parameter) -> bool:
+    """Give `param` its own ``initialize`` back if this rank has used it; tell if it has it.
+
+    To be asked between the backward pass and the exchange, which gives zeros to all others.
+    """
+    if param.array is None or param.grad is None:
+        return False
+    param.__dict__.pop('initialize', None)
+    return True
+
+
 def _layout(param: chainer.Parameter) -> Layout | None:
     if param.array is None:
         return None

@@ -479,3 +479,16 @@ def test_a_wrong_optimizer_on_one_rank_is_an_error_on_all(comm: Communicator) ->
     actual = None if comm.rank == 1 else chainer.optimizers.SGD()
     with pytest.raises(TypeError, match=rf'got None \(rank 1 of {comm.size}\)'):
         mnx.create_multi_node_optimizer(actual, comm)
+
+
+def test_a_late_parameter_can_be_initialised_anew(comm: Communicator) -> None:
+    """As in plain Chainer, once it has been trained."""
+    model = LazyNormalization()
+    optimizer = wrap(comm, model)
+    optimizer.update(model, *sample(comm.rank))
+    np.random.seed(5)
+    model.bn.gamma.initialize((6,))
+    np.random.seed(5)
+    np.testing.assert_allclose(model.bn.gamma.array, np.random.normal(0, 1, 6), rtol=1e-6)
+    optimizer.update(model, *sample(comm.rank, seed=1))
+    equal_on_all_ranks(comm, model)
