@@ -21,7 +21,9 @@ from mnx.communicators import Communicator
 from mnx.errors import ArgumentError, DtypeError
 from mnx.gradients.exchange import GradientExchange
 from mnx.optimizers.batch_size import batch_size
+from mnx.optimizers.drift import PERIOD, DriftCheck, period_of
 from mnx.optimizers.link_state import LinkState
+from mnx.optimizers.noise import same_noise
 from mnx.optimizers.replicate import (
     InitializeOnce,
     free_if_used,
@@ -46,7 +48,16 @@ class MultiNodeOptimizer:
     """
 
     _OWN = frozenset(
-        {'actual_optimizer', 'communicator', 'weight', '_exchange', '_lazy', '_once', '_compared'}
+        {
+            'actual_optimizer',
+            'communicator',
+            'weight',
+            '_exchange',
+            '_lazy',
+            '_once',
+            '_compared',
+            '_drift',
+        }
     )
 
     def __init__(
@@ -55,6 +66,7 @@ class MultiNodeOptimizer:
         communicator: Communicator,
         exchange: GradientExchange,
         weight: Callable[..., float] | None = None,
+        check_every: int = PERIOD,
     ) -> None:
         self.actual_optimizer = actual_optimizer
         self.communicator = communicator
@@ -63,6 +75,7 @@ class MultiNodeOptimizer:
         self._lazy: set[str] = set()
         self._once: list[chainer.Parameter] = []  # whose values a link could still throw away
         self._compared = False
+        self._drift = DriftCheck(communicator, check_every)
         if actual_optimizer.target is not None:
             self._replicate()
 
@@ -100,7 +113,8 @@ class MultiNodeOptimizer:
         Raises
         ------
         MismatchError
-            The ranks' models, gradients or hyperparameters differ (on all ranks).
+            The ranks' models, gradients or hyperparameters differ; or, when they are compared,
+            the updated parameters do (on all ranks).
         ArgumentError
             Parameters were initialised differently on the ranks after `setup`, and the given
             gradients belong to those (on all ranks).
@@ -118,7 +132,9 @@ class MultiNodeOptimizer:
             weight = self._backward(lossfun, args, kwds, weight)
         self._once = [param for param in self._once if not free_if_used(param)]
         self._exchange(self.target, weight, self._facts())
-        self.actual_optimizer.update(None)
+        with same_noise(self.actual_optimizer, self.communicator):
+            self.actual_optimizer.update(None)
+        self._drift.after_update(self.target)
 
     def serialize(self, serializer: Serializer) -> None:
         """Save or load the actual optimizer's state.
@@ -174,6 +190,7 @@ class MultiNodeOptimizer:
     def _replicate(self) -> None:
         replicate(self.actual_optimizer, self.communicator)
         self._note_lazy_parameters()
+        self._drift.restart()
         self._compared = False  # values may be loaded into one rank's model before the first update
 
     def _replicate_what_differs(self) -> bool:
@@ -230,7 +247,10 @@ class MultiNodeOptimizer:
         hyperparam, hooks = getattr(actual, 'hyperparam', ''), actual._hookable
         pairs = [*hooks._pre_update_hooks.items(), *hooks._post_update_hooks.items()]
         named = [f'{name}({_settings(hook)})' for name, hook in pairs]
-        return f'{hyperparam} t={actual.t} loss_scale={actual._loss_scale} hooks={named}'
+        return (
+            f'{hyperparam} t={actual.t} loss_scale={actual._loss_scale} hooks={named} '
+            f'check_every={self._drift.period}'
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__') or name in self._OWN:
@@ -257,6 +277,7 @@ def create_multi_node_optimizer(
     zero_fill: bool = True,
     *,
     weight: Callable[..., float] | None = None,
+    check_every: int | None = None,
 ) -> MultiNodeOptimizer:
     """Wrap a Chainer optimizer so that it trains on all ranks' data.
 
@@ -274,6 +295,9 @@ def create_multi_node_optimizer(
     weight : callable, optional
         ``weight(*args, **kwds)`` returns a rank's share in the mean, from the arguments of the
         loss function. Default: the number of samples.
+    check_every : int, optional
+        The ranks compare checksums of their parameters after the updates 1, 2, 4, 8 ... and then
+        after so many each; 0: never. Default: ``MNX_CHECK_EVERY``, or 1000.
 
     Returns
     -------
@@ -284,6 +308,8 @@ def create_multi_node_optimizer(
     DtypeError
         `actual_optimizer` is no optimizer of Chainer (on all ranks), or `communicator` none of
         mnx.
+    ArgumentError
+        `check_every` is no number of updates (on all ranks).
 
     Examples
     --------
@@ -297,25 +323,31 @@ def create_multi_node_optimizer(
             'create_multi_node_optimizer: double_buffering is not available yet. Leave it out: '
             'without it no gradient is one step old.'
         )
-    _check_types(actual_optimizer, communicator)
+    _check_communicator(communicator)
+    with communicator.together('create_multi_node_optimizer'):
+        _check_optimizer(actual_optimizer, communicator)
+        period = period_of(check_every)
     exchange = GradientExchange(communicator, zero_fill)
-    return MultiNodeOptimizer(actual_optimizer, communicator, exchange, weight)
+    return MultiNodeOptimizer(actual_optimizer, communicator, exchange, weight, period)
 
 
-def _check_types(actual_optimizer: Any, communicator: Any) -> None:
-    call = 'create_multi_node_optimizer'
+def _check_communicator(communicator: Any) -> None:
     if not isinstance(communicator, Communicator):
         raise DtypeError(
-            f'{call}: communicator is wrong, expected one that mnx.create_communicator made but '
-            f'got {_kind(communicator)}. Call {call}(optimizer, comm), in this order.'
+            'create_multi_node_optimizer: communicator is wrong, expected one that '
+            f'mnx.create_communicator made but got {_kind(communicator)}. '
+            'Call create_multi_node_optimizer(optimizer, comm), in this order.'
         )
-    with communicator.together(call):
-        if not isinstance(actual_optimizer, chainer.Optimizer):
-            raise DtypeError(
-                f'{call}: actual_optimizer is wrong, expected a chainer.Optimizer but got '
-                f'{_kind(actual_optimizer)} (rank {communicator.rank} of {communicator.size}). '
-                f'Call {call}(optimizer, comm), and give the model to setup() of the result.'
-            )
+
+
+def _check_optimizer(actual_optimizer: Any, comm: Communicator) -> None:
+    if not isinstance(actual_optimizer, chainer.Optimizer):
+        raise DtypeError(
+            'create_multi_node_optimizer: actual_optimizer is wrong, expected a '
+            f'chainer.Optimizer but got {_kind(actual_optimizer)} (rank {comm.rank} of '
+            f'{comm.size}). Call create_multi_node_optimizer(optimizer, comm), and give the model '
+            'to setup() of the result.'
+        )
 
 
 def _kind(value: object) -> str:

@@ -1,0 +1,69 @@
+"""Gradient noise that is the same on all ranks.
+
+`chainer.optimizer_hooks.GradientNoise` draws from the global generator, which is another one on
+each rank. There its noise would drive the copies of the model apart. So while hooks act, all ranks
+draw from a generator with one seed, which is the next number of rank 0's global generator; then
+each goes on with its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import chainer
+import numpy as np
+from chainer.optimizer_hooks import GradientNoise
+
+if TYPE_CHECKING:
+    from mnx.communicators import Communicator
+
+
+@contextmanager
+def same_noise(optimizer: chainer.Optimizer, comm: Communicator) -> Iterator[None]:
+    """Let the hooks of `optimizer` draw the same numbers on all ranks.
+
+    Collective if it has a hook of gradient noise. A single process draws as in plain Chainer.
+    """
+    if comm.size == 1 or not any(isinstance(hook, GradientNoise) for hook in hooks_of(optimizer)):
+        yield
+        return
+    seed = comm.bcast_obj(_next_number() if comm.rank == 0 else None)
+    with _seeded_numpy(seed), _seeded_device(optimizer.target.xp, seed):
+        yield
+
+
+def hooks_of(optimizer: chainer.Optimizer) -> list[Any]:
+    """Return the hooks that act on all parameters."""
+    hookable = optimizer._hookable
+    return [*hookable._pre_update_hooks.values(), *hookable._post_update_hooks.values()]
+
+
+def _next_number() -> int:
+    return int(np.random.mtrand._rand.randint(2**32, dtype=np.uint32))
+
+
+@contextmanager
+def _seeded_numpy(seed: int) -> Iterator[None]:
+    generator = np.random.mtrand._rand  # the global one
+    own = generator.get_state()
+    generator.seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(own)
+
+
+@contextmanager
+def _seeded_device(xp: Any, seed: int) -> Iterator[None]:
+    """Put a generator of CuPy in the place of the current device's own, if the model is there."""
+    if xp is np:
+        yield
+        return
+    own = xp.random.get_random_state()
+    xp.random.set_random_state(xp.random.RandomState(seed))
+    try:
+        yield
+    finally:
+        xp.random.set_random_state(own)
