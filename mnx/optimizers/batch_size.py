@@ -14,7 +14,7 @@ def batch_size(args: tuple[Any, ...], kwds: Mapping[str, Any]) -> int | None:
     """Return the number of samples among the arguments, told by the first that tells.
 
     An array counts by the length of its first axis. So does a list: Chainer hands over a batch of
-    sequences as a list of arrays. Tuples and dicts are looked into.
+    sequences as a list of arrays. Tuples and dicts are looked into, dicts in their order.
 
     Returns
     -------
@@ -30,6 +30,24 @@ def batch_size(args: tuple[Any, ...], kwds: Mapping[str, Any]) -> int | None:
     True
     """
     return next(_sizes((*args, *kwds.values())), None)
+
+
+def other_sizes(args: tuple[Any, ...], kwds: Mapping[str, Any]) -> str:
+    """Return in words that the arguments tell different numbers of samples; '' if they agree.
+
+    The first need not be the right one then. That does no harm where all ranks have the same
+    sizes, since their shares are equal whichever counts. So it is for the ranks to compare.
+
+    >>> import numpy as np
+    >>> other_sizes((np.zeros((9, 4, 3)), np.zeros(4)), {})  # nine steps of four samples
+    'arguments of 9 or 4 samples (which counts? give weight=) '
+    >>> other_sizes((np.zeros((7, 3)), np.zeros(7)), {})
+    ''
+    """
+    sizes = list(dict.fromkeys(_sizes((*args, *kwds.values()))))
+    if len(sizes) < 2:
+        return ''
+    return f'arguments of {" or ".join(map(str, sizes))} samples (which counts? give weight=) '
 
 
 def _sizes(value: Any) -> Iterator[int]:

@@ -20,7 +20,7 @@ from chainer.serializer import Deserializer, Serializer
 from mnx.communicators import Communicator
 from mnx.errors import ArgumentError, DtypeError
 from mnx.gradients.exchange import GradientExchange
-from mnx.optimizers.batch_size import batch_size
+from mnx.optimizers.batch_size import batch_size, other_sizes
 from mnx.optimizers.drift import PERIOD, DriftCheck, period_of
 from mnx.optimizers.link_state import LinkState
 from mnx.optimizers.noise import same_noise
@@ -107,14 +107,17 @@ class MultiNodeOptimizer:
         weight : float, optional
             This rank's share in the mean. Default: the number of samples in `args`, so that
             unequal local batches give the gradient of the mean over all their samples; equal
-            shares if `args` do not tell, or without `lossfun`. Given by all ranks or by none.
-            A `weight` that is not a number is an argument of `lossfun`.
+            shares if `args` do not tell, or without `lossfun`. The first array or list among
+            `args` tells; if others have other lengths, these must be the same on all ranks.
+            Given by all ranks or by none. A `weight` that is not a number is an argument of
+            `lossfun`.
 
         Raises
         ------
         MismatchError
-            The ranks' models, gradients or hyperparameters differ; or, when they are compared,
-            the updated parameters do (on all ranks).
+            The ranks' models, gradients or hyperparameters differ; or arguments of several
+            lengths, without a `weight`; or, when they are compared, the updated parameters (on
+            all ranks).
         ArgumentError
             Parameters were initialised differently on the ranks after `setup`, and the given
             gradients belong to those (on all ranks).
@@ -125,13 +128,15 @@ class MultiNodeOptimizer:
         those of the first rank that has them and run the forward pass again; what the first
         run changed in the links is taken back.
         """
-        weight = kwds.pop('weight') if isinstance(kwds.get('weight'), Real) else None
+        weight, doubt = kwds.pop('weight') if isinstance(kwds.get('weight'), Real) else None, ''
         if lossfun is None:
             self._check_given_gradients()
         else:
-            weight = self._backward(lossfun, args, kwds, weight)
+            self._backward(lossfun, args, kwds)
+            if weight is None:
+                weight, doubt = self._weigh(args, kwds)
         self._once = [param for param in self._once if not free_if_used(param)]
-        self._exchange(self.target, weight, self._facts())
+        self._exchange(self.target, weight, doubt + self._facts())
         with same_noise(self.actual_optimizer, self.communicator):
             self.actual_optimizer.update(None)
         self._drift.after_update(self.target)
@@ -150,17 +155,19 @@ class MultiNodeOptimizer:
         lossfun: Callable[..., chainer.Variable],
         args: tuple[Any, ...],
         kwds: dict[str, Any],
-        weight: float | None,
-    ) -> float | None:
+    ) -> None:
         loss = self._forward(lossfun, args, kwds)
         if getattr(self.actual_optimizer, '_use_cleargrads', True):
             self.target.cleargrads()
         else:
             self.target.zerograds()
         loss.backward(loss_scale=self.actual_optimizer._loss_scale)
-        if weight is not None:
-            return weight
-        return self.weight(*args, **kwds) if self.weight else batch_size(args, kwds)
+
+    def _weigh(self, args: tuple[Any, ...], kwds: dict[str, Any]) -> tuple[float | None, str]:
+        """Return this rank's share, and what speaks against it unless it is so on all ranks."""
+        if self.weight is not None:
+            return self.weight(*args, **kwds), ''
+        return batch_size(args, kwds), other_sizes(args, kwds)
 
     def _forward(
         self,
@@ -294,7 +301,8 @@ def create_multi_node_optimizer(
         Count a missing gradient as zeros, so that ranks may use different parameters.
     weight : callable, optional
         ``weight(*args, **kwds)`` returns a rank's share in the mean, from the arguments of the
-        loss function. Default: the number of samples.
+        loss function. Default: the number of samples, which is the length of the first array or
+        list among the arguments.
     check_every : int, optional
         The ranks compare checksums of their parameters after the updates 1, 2, 4, 8 ... and then
         after so many each; 0: never. Default: ``MNX_CHECK_EVERY``, or 1000.

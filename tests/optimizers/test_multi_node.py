@@ -18,7 +18,6 @@ import mnx
 from mnx.communicators import Communicator
 from mnx.errors import ArgumentError, MismatchError
 from mnx.optimizers import MultiNodeOptimizer
-from mnx.optimizers.batch_size import batch_size
 from mnx.testing import assert_replicated
 
 
@@ -417,18 +416,6 @@ def test_wrapper_can_be_copied_and_lacks_what_the_optimizer_lacks(comm: Communic
     assert copy.copy(optimizer).actual_optimizer is optimizer.actual_optimizer
     with pytest.raises(AttributeError, match='nonsense'):
         _ = optimizer.nonsense
-
-
-def test_batch_size() -> None:
-    x = np.zeros((7, 3))
-    assert batch_size((x, np.zeros(7)), {}) == 7
-    assert batch_size((chainer.Variable(x),), {}) == 7
-    assert batch_size(({'a': x},), {}) == 7
-    assert batch_size((), {'x': [x[:5], x]}) == 2  # a list of sequences
-    assert batch_size(((x[:5], x), 3), {}) == 5
-    assert batch_size((['a', 'b'],), {}) == 2
-    assert batch_size((3.0, np.zeros(())), {}) is None
-    assert batch_size((np.zeros((0, 3)),), {}) == 0
 
 
 @pytest.mark.needs_ranks(2)
