@@ -10,6 +10,9 @@
 CuPy's generator of the current device cannot be read out. It gets a new seed whenever the states
 are captured, made from all the other states; restoring gives it the same seed. So a run that was
 interrupted goes on as one that was not, provided both capture at the same iterations.
+
+What other threads and processes draw is not in step with this: a MultiprocessIterator draws the
+order of the next epoch in a thread, ahead of time, and its workers have generators of their own.
 """
 
 from __future__ import annotations
@@ -54,14 +57,29 @@ def restore(text: str, trainer: Any) -> None:
         cupy.random.seed(states['cupy'])
 
 
+def drawn_by_threads(trainer: Any) -> list[str]:
+    """Return the names of iterators that draw from the global generator in a thread."""
+    iterators = getattr(trainer.updater, '_iterators', {})
+    return [
+        name
+        for name, iterator in sorted(iterators.items())
+        if hasattr(iterator, 'n_prefetch')
+        and np.random.mtrand._rand in _generators(getattr(iterator, 'order_sampler', None)).values()
+    ]
+
+
 def _in_orders(trainer: Any) -> Iterator[tuple[str, Any]]:
     """Yield the generators that belong to order samplers, with a name for each."""
     iterators = getattr(trainer.updater, '_iterators', {})
     for name, iterator in sorted(iterators.items()):
         sampler = getattr(iterator, 'order_sampler', None)
-        for attribute, value in sorted(getattr(sampler, '__dict__', {}).items()):
-            if isinstance(value, _Generator):
-                yield f'{name}.{attribute}', value
+        for attribute, value in _generators(sampler).items():
+            yield f'{name}.{attribute}', value
+
+
+def _generators(sampler: Any) -> dict[str, Any]:
+    attributes = sorted(getattr(sampler, '__dict__', {}).items())
+    return {name: value for name, value in attributes if isinstance(value, _Generator)}
 
 
 def _get(generator: Any) -> Any:

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import pickle
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -64,6 +65,24 @@ def snapshot(
         Once per epoch by default. All ranks must extend their trainer by it, and it must be
         triggered on all of them at the same iteration.
 
+    Warns
+    -----
+    UserWarning
+        At the start of the training, on rank 0: an iterator shuffles by the global generator in a
+        thread, as `MultiprocessIterator` does.
+
+    Notes
+    -----
+    A resumed training goes on bit by bit, but for what other threads and processes draw. With
+    `MultiprocessIterator`, give the order a generator of its own, and take snapshots at the ends of
+    epochs, as is the default: between them the thread may be an epoch ahead. ::
+
+        order = ShuffleOrderSampler(np.random.RandomState(comm.rank))
+        MultiprocessIterator(dataset, 32, order_sampler=order)
+
+    Random numbers that a data set draws in worker processes are drawn anew. `SerialIterator` and
+    `MultithreadIterator` need nothing of this.
+
     See Also
     --------
     resume : Go on from such a file.
@@ -81,6 +100,17 @@ class Snapshot(Extension):
     def __init__(self, comm: CommunicatorBase, filename: str | Callable[[Any], str]) -> None:
         self.comm = comm
         self.filename = filename
+
+    def initialize(self, trainer: Any) -> None:
+        """Warn of what will not go on bit by bit."""
+        names = random_state.drawn_by_threads(trainer)
+        if names and self.comm.rank == 0:
+            warnings.warn(
+                f'snapshot: iterator(s) {", ".join(names)} shuffle by the global random generator '
+                'in a thread, so a resumed training will not go on bit by bit. Give them '
+                'order_sampler=ShuffleOrderSampler(np.random.RandomState(seed)).',
+                stacklevel=2,
+            )
 
     def __call__(self, trainer: Any) -> None:
         """Save the training. Collective: all ranks call it, and all raise if it fails."""

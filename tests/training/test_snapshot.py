@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import warnings
 
 import chainer
 import chainer.datasets as D
@@ -9,7 +10,7 @@ import chainer.links as L
 import numpy as np
 import pytest
 from chainer import training
-from chainer.iterators import SerialIterator, ShuffleOrderSampler
+from chainer.iterators import MultiprocessIterator, SerialIterator, ShuffleOrderSampler
 from chainer.training import extensions
 
 import mnx
@@ -116,6 +117,42 @@ def test_a_resumed_training_has_the_bits_of_an_uninterrupted_one(
     assert rest.updater.iteration == whole.updater.iteration
     if comm.rank == 0:
         assert log_of(rest) == log_of(whole)
+
+
+def with_processes(comm, out, *, own_order, epochs=4, seed=0):
+    """Return a trainer whose batches are loaded, and its order drawn, ahead of time."""
+    trainer = build(comm, out, epochs=epochs, seed=seed)
+    order = ShuffleOrderSampler(np.random.RandomState(seed) if own_order else None)
+    plain = trainer.updater.get_iterator('main').dataset._dataset  # whose workers draw nothing
+    iterator = MultiprocessIterator(plain, 3, n_processes=1, order_sampler=order)
+    trainer.updater._iterators['main'] = iterator
+    return trainer
+
+
+def test_a_multiprocess_iterator_with_an_order_of_its_own(comm, shared_path):
+    def run(out, **options):
+        trainer = with_processes(comm, out, own_order=True, **options)
+        if options.get('seed'):
+            resume(shared_path / 'part' / 'epoch_2', trainer, comm)
+        with warnings.catch_warnings():
+            warnings.filterwarnings('error', message='snapshot')
+            trainer.run()
+        trainer.updater.get_iterator('main').finalize()
+        return parameters(trainer)
+
+    whole = run(shared_path / 'whole')
+    run(shared_path / 'part', epochs=2)
+    assert_same_bits(run(shared_path / 'part', seed=99), whole)
+
+
+def test_what_a_thread_draws_is_warned_of(comm, shared_path):
+    trainer = with_processes(comm, shared_path, own_order=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        trainer.get_extension('snapshot').initialize(trainer)
+    trainer.updater.get_iterator('main').finalize()
+    told = [str(w.message) for w in caught if 'will not go on bit by bit' in str(w.message)]
+    assert len(told) == (comm.rank == 0)
 
 
 def test_a_training_stopped_between_epochs(comm, shared_path):
