@@ -8,6 +8,7 @@ ranks' stacks.
 from __future__ import annotations
 
 import faulthandler
+import itertools
 import os
 import threading
 import traceback
@@ -143,7 +144,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _check_same_tests(items: list[pytest.Item]) -> None:
     collected = _verdicts.allgather_obj([item.nodeid for item in items])
-    assert all(c == collected[0] for c in collected), 'the ranks collected different tests'
+    difference = first_difference(collected)
+    if difference is not None:  # the same on all ranks
+        pytest.exit(f'the ranks collected different tests, first {difference}', returncode=3)
+
+
+def first_difference(collected: list[list[str]]) -> str | None:
+    """Return what each rank has in the first place in which not all have the same."""
+    for number, tests in enumerate(itertools.zip_longest(*collected)):
+        if len(set(tests)) > 1:
+            return f'#{number}: ' + ', '.join(f'{t} on rank {r}' for r, t in enumerate(tests))
+    return None
 
 
 @pytest.fixture(scope='session')
