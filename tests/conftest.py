@@ -100,6 +100,8 @@ def _exchange_verdicts(error: BaseException | None) -> None:
     text = ''.join(traceback.format_exception(error)[-12:]) if failed else ''
     verdicts = _verdicts.allgather_obj((skipped, text))
     failures = [f'rank {r}:\n{text}' for r, (_, text) in enumerate(verdicts) if text]
+    if failures:
+        _kept.clear()
     if failures and error is None:
         pytest.fail('\n'.join(['passed on this rank, but failed on', *failures]), pytrace=False)
     if len({skipped for skipped, _ in verdicts}) > 1 and not failures:
@@ -163,27 +165,63 @@ def comm() -> Communicator:
     return _world
 
 
+# Ranks on each node, as for four ranks; further ranks are on one more node.
+LAYOUTS = {'1x4': [4], '2x2': [2, 2], '3+1': [3, 1], '4x1': [1, 1, 1, 1]}
+
+
+def _layouts(size: int) -> list[str]:
+    """Return those that differ with so many ranks: on one rank only the first."""
+    found: dict[tuple[int, ...], str] = {}
+    for name, sizes in LAYOUTS.items():
+        nodes = [i for i, n in enumerate([*sizes, size]) for _ in range(n)]
+        found.setdefault(tuple(nodes[:size]), name)
+    return list(found.values())
+
+
 EVERY_KIND = [
     'naive',
     'flat',
     'shared_memory',
+    'auto',
     *(
         f'{name}/{nodes}'
         for name in ('hierarchical', 'two_dimensional')
-        for nodes in ('1', '2', '3')
+        for nodes in _layouts(_world.size)
     ),
 ]
 
+_kept: dict[str, Communicator] = {}  # until a test fails, which may leave messages behind
+
+
+def _create(kind: str) -> Communicator:
+    name, _, layout = kind.partition('/')
+    if not layout:
+        return mnx.create_communicator(name)
+    return testing.create_on_nodes(name, LAYOUTS[layout])
+
+
+def _keep(kind: str) -> Communicator:
+    if kind not in _kept:
+        _kept[kind] = _create(kind)
+    return _kept[kind]
+
+
+@pytest.fixture(params=[*EVERY_KIND, 'dummy'])
+def any_comm(request: pytest.FixtureRequest) -> Communicator:
+    """A communicator of each kind over all ranks, on nodes of several sizes."""
+    return _keep(request.param)
+
 
 @pytest.fixture(params=EVERY_KIND)
-def any_comm(request: pytest.FixtureRequest) -> Iterator[Communicator]:
-    """A fresh communicator of each kind over all ranks, on nodes of 1, 2 or 3 ranks and a rest."""
-    name, _, ranks = request.param.partition('/')
-    comm = (
-        testing.create_on_nodes(name, [int(ranks)] * (_world.size // int(ranks)))
-        if ranks
-        else mnx.create_communicator(name)
-    )
+def training_comm(request: pytest.FixtureRequest) -> Communicator:
+    """As `any_comm`, of those that average gradients: not 'dummy'."""
+    return _keep(request.param)
+
+
+@pytest.fixture(params=EVERY_KIND)
+def new_comm(request: pytest.FixtureRequest) -> Iterator[Communicator]:
+    """As `training_comm`, but for one test alone, which may configure and split it."""
+    comm = _create(request.param)
     yield comm
     comm.finalize()
 

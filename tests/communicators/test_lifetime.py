@@ -72,8 +72,8 @@ def test_names_and_ranks(comm: Communicator, name: str) -> None:
         assert repr(made) == f'<mnx {name} communicator, rank {made.rank} of {made.size}>'
 
 
-def test_configuration(any_comm: Communicator) -> None:
-    comm = any_comm
+def test_configuration(new_comm: Communicator) -> None:
+    comm = new_comm
     assert comm.get_config() == {'allreduce_grad_dtype': None, 'batched_copy': True}
     comm.set_config('batched_copy', False)
     comm.set_config('allreduce_grad_dtype', 'float16')
@@ -90,8 +90,8 @@ def test_configuration(any_comm: Communicator) -> None:
         comm.get_config('nonsense')
 
 
-def test_split(any_comm: Communicator) -> None:
-    comm = any_comm
+def test_split(new_comm: Communicator) -> None:
+    comm = new_comm
     part = comm.split(comm.rank % 2, -comm.rank)
     assert type(part) is type(comm)
     members = [r for r in range(comm.size) if r % 2 == comm.rank % 2][::-1]
@@ -104,8 +104,8 @@ def test_split(any_comm: Communicator) -> None:
     np.testing.assert_allclose(model.W.grad, np.mean(members))
 
 
-def test_group(any_comm: Communicator) -> None:
-    comm = any_comm
+def test_group(new_comm: Communicator) -> None:
+    comm = new_comm
     members = list(range(comm.size))[::-2]
     part = comm.group(np.array(members))
     assert (part is None) == (comm.rank not in members)
@@ -203,13 +203,13 @@ def test_messages_after_finalize(comm: Communicator, call: str) -> None:
         getattr(part, call)(*args)
 
 
-def test_after_finalize(any_comm: Communicator) -> None:
-    part = any_comm.split(0, any_comm.rank)
+def test_after_finalize(new_comm: Communicator) -> None:
+    part = new_comm.split(0, new_comm.rank)
     part.finalize()
     part.finalize()
     with pytest.raises(ClosedError, match='finalized'):
         part.allreduce(np.ones(1))
-    any_comm.barrier()
+    new_comm.barrier()
 
 
 def test_a_failing_block_is_not_finalized(comm: Communicator) -> None:

@@ -35,8 +35,8 @@ def gradients(rank: int, dtypes: list[str]) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize('dtypes', [['f4'], ['f8'], ['f2'], ['f4', 'f2', 'f8']], ids=str)
 @pytest.mark.parametrize('order', ['C', 'F'])
-def test_mean_of_gradients(any_comm: Communicator, dtypes: list[str], order: Any) -> None:
-    comm = any_comm
+def test_mean_of_gradients(training_comm: Communicator, dtypes: list[str], order: Any) -> None:
+    comm = training_comm
     everyone = [gradients(r, dtypes) for r in range(comm.size)]
     model = link_of({name: np.zeros_like(g) for name, g in everyone[0].items()})
     given = {}
@@ -52,8 +52,8 @@ def test_mean_of_gradients(any_comm: Communicator, dtypes: list[str], order: Any
         assert param.grad.dtype == param.dtype
 
 
-def test_weighted_mean(any_comm: Communicator) -> None:
-    comm = any_comm
+def test_weighted_mean(training_comm: Communicator) -> None:
+    comm = training_comm
     model = link_of({'p': np.zeros(5)})
     model.p.grad = np.arange(5.0) + comm.rank
     weights = np.arange(comm.size) * 2.0 + 1
@@ -91,8 +91,8 @@ def test_allreduce_grad_dtype_must_be_floating(comm: Communicator, value: str) -
         mnx.create_communicator('flat', allreduce_grad_dtype=value)
 
 
-def test_missing_gradients(any_comm: Communicator) -> None:
-    comm = any_comm
+def test_missing_gradients(training_comm: Communicator) -> None:
+    comm = training_comm
     model = link_of({'a': np.zeros(2), 'b': np.zeros(3)})
     for param in model.params():
         param.cleargrad()
@@ -147,9 +147,9 @@ def test_bcast_data_is_exact_in_every_dtype(any_comm: Communicator, order: Any) 
         np.testing.assert_array_equal(getattr(model, name).array, expected)
 
 
-def test_buffers_are_kept_from_call_to_call(any_comm: Communicator) -> None:
+def test_buffers_are_kept_from_call_to_call(training_comm: Communicator) -> None:
     """Different models in turn, so that kept buffers and views would be taken for one another."""
-    comm = any_comm
+    comm = training_comm
     models = [link_of({'a': np.zeros(n), 'b': np.zeros((2, n))}) for n in (3, 5, 3)]
     for turn in range(3):
         for i, model in enumerate(models):
@@ -201,9 +201,9 @@ def test_old_names(comm: Communicator) -> None:
     np.testing.assert_array_equal(model.p.array, 1)
 
 
-def test_gradients_in_one_place_in_memory(any_comm: Communicator) -> None:
+def test_gradients_in_one_place_in_memory(training_comm: Communicator) -> None:
     """One number that stands for many, an array under two names, and its transpose."""
-    comm = any_comm
+    comm = training_comm
     model = link_of({name: np.zeros((200, 200)) for name in 'abcde'})
     shared = np.arange(40_000.0).reshape(200, 200) * (comm.rank + 1)
     model.a.grad = np.broadcast_to(np.float64(comm.rank), (200, 200))

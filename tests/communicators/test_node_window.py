@@ -53,9 +53,9 @@ def test_many_chunks(
 
 
 @pytest.mark.parametrize('weighted', [False, True])
-def test_a_parameter_with_two_names(any_comm: Communicator, weighted: bool) -> None:
+def test_a_parameter_with_two_names(training_comm: Communicator, weighted: bool) -> None:
     """Tied weights, two chunks of the window apart: old and new values must not be mixed."""
-    comm = any_comm
+    comm = training_comm
     tied = chainer.Parameter(np.zeros(2 * 262_144 - 1000, 'f4'))
     model = chainer.Link()
     with model.init_scope():

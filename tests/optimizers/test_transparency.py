@@ -55,9 +55,9 @@ def batches(batch: int, dtype: str) -> list[tuple[np.ndarray, np.ndarray]]:
 @pytest.mark.parametrize('dtype', ['float64', 'float32'])
 @pytest.mark.parametrize('batch', [12, 13])
 @pytest.mark.parametrize('name', OPTIMIZERS)
-def test_transparency(any_comm: Communicator, name: str, batch: int, dtype: str) -> None:
+def test_transparency(training_comm: Communicator, name: str, batch: int, dtype: str) -> None:
     testing.assert_transparent(
-        any_comm,
+        training_comm,
         lambda: Net(dtype),
         OPTIMIZERS[name],
         batches(batch, dtype),
