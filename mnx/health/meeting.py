@@ -11,6 +11,16 @@ The numbers are [failed?, sequence, digest, -sequence, -digest]; the largest of 
 smallest x, so one small all-reduce tells whether all are equal. Only if they are not, the ranks
 exchange words: what each one called, from which line, and what it failed of. Behind the numbers is
 room for cargo, [x, -x], so that what must be known before the collective needs no round of its own.
+
+A meeting may stand inside another. Where one fails, ranks may be at different depths: one has come
+to the end of the outer block with an error, the others still are inside. Then the outer one has
+taken place on that rank, and on the others its end raises without meeting again::
+
+    rank 0  outer ── inner ── the error of rank 1 ── the end of outer: the same error
+    rank 1  outer ── error ─┘ (they meet here)
+
+Where all ranks are inside the same blocks, their ends meet as ever, since the program may catch
+the error on one rank and not on another.
 """
 
 from __future__ import annotations
@@ -19,7 +29,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -31,7 +41,6 @@ from mnx.transports import pickles
 from mnx.transports.base import Transport
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
-_SHARED = '__mnx_shared__'  # the meetings that have told all ranks of an error
 _NUMBERS = 5
 
 CARGO = 16  # words
@@ -49,6 +58,7 @@ class Report:
     error: str | None
     error_type: type[MnxError] | None
     details: list[str]
+    blocks: list[int] = field(default_factory=list)  # the meetings that this one is inside of
 
 
 def checks_wanted() -> bool:
@@ -66,6 +76,7 @@ class Meetings:
         self.cargo = self.words[_NUMBERS : _NUMBERS + CARGO]
         self.negated_cargo = self.words[_NUMBERS + CARGO :]
         self.checks = checks_wanted()
+        self.blocks: list[Meeting] = []  # that this rank is inside of, the outermost first
         self.about = ''  # what the calls of the moment belong to, as the backward pass of another
 
     def __call__(self, call: str, *, optional: bool = False) -> Meeting:
@@ -95,6 +106,7 @@ class Meeting:
         self._call = call
         self._detail: Callable[[], list[str]] = list
         self._carries = False
+        self._settled: Exception | None = None  # a meeting inside was this one's on another rank
 
     def bring(self, *facts: object) -> None:
         """Add facts that must be equal on all ranks, such as a dtype and a shape."""
@@ -126,6 +138,8 @@ class Meeting:
         self._detail = lines
 
     def __enter__(self) -> Meeting:
+        if self._takes_place:
+            self._meetings.blocks.append(self)
         return self
 
     def __exit__(
@@ -138,22 +152,30 @@ class Meeting:
             if self._carries and error is None:
                 self._meetings.control.all_reduce(self._meetings.words, 'max')
             return
-        if error is not None and (not isinstance(error, Exception) or self._is_shared(error)):
-            return  # SystemExit, KeyboardInterrupt; or a meeting inside this one told all ranks
-        if self._all_equal(failed=error is not None):
-            return
-        reports = pickles.all_gather(self._meetings.control, self._report(error))
-        shared = error or verdict(reports)
-        shared.__dict__.setdefault(_SHARED, []).append((self._meetings, self._sequence))
-        if error is None:
+        self._leave_block()
+        if error is not None and not isinstance(error, Exception):
+            return  # SystemExit, KeyboardInterrupt
+        shared = self._settled or self._meet(error)
+        if shared is not None and error is None:
             raise shared
 
-    def _is_shared(self, error: BaseException) -> bool:
-        """Tell whether all ranks of this communicator heard of the error inside this block."""
-        return any(
-            meetings is self._meetings and sequence > self._sequence
-            for meetings, sequence in error.__dict__.get(_SHARED, ())
-        )
+    def _leave_block(self) -> None:
+        """Leave this block, and those inside of it that were never left."""
+        blocks = self._meetings.blocks
+        if self in blocks:
+            del blocks[blocks.index(self) :]
+
+    def _meet(self, error: Exception | None) -> Exception | None:
+        """Compare; return what is wrong: the own error, or what to raise."""
+        if self._all_equal(failed=error is not None):
+            return None
+        reports = pickles.all_gather(self._meetings.control, self._report(error))
+        shared = error or verdict(reports)
+        common = set.intersection(*(set(report.blocks) for report in reports))
+        for block in self._meetings.blocks:
+            if block._sequence not in common:
+                block._settled = block._settled or shared
+        return shared
 
     def _all_equal(self, failed: bool) -> bool:
         words, sequence = self._meetings.words, self._sequence
@@ -177,6 +199,7 @@ class Meeting:
             text,
             own,
             self._detail(),
+            [block._sequence for block in meetings.blocks],
         )
 
 

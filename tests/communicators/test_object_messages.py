@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mnx.communicators import Communicator
-from mnx.errors import ArgumentError, RemoteError
+from mnx.errors import ArgumentError, MnxError, RemoteError
 from mnx.transports import pickles
 
 
@@ -183,3 +183,66 @@ def test_together_passes_on_a_foreign_error(comm: Communicator) -> None:
     with pytest.raises(expected, match='secret'), comm.together('lookup'):
         found['secret']
     comm.barrier()
+
+
+FAILING = {
+    'before the inner block': lambda comm: _fail_if(comm.rank == 1),
+    'inside the inner block': lambda comm: _fail_inside(comm, comm.rank == 1),
+    'inside, on all': lambda comm: _fail_inside(comm, True),
+    'in a collective': lambda comm: comm.bcast(np.ones(1), root=99 if comm.rank == 1 else 0),
+    'in calls that differ': lambda comm: comm.barrier() if comm.rank == 1 else comm.bcast_obj(1),
+}
+
+
+def _fail_if(odd: bool) -> None:
+    if odd:
+        raise ArgumentError('as planned')
+
+
+def _fail_inside(comm: Communicator, odd: bool) -> None:
+    with comm.together('inner'):
+        _fail_if(odd)
+
+
+@pytest.mark.needs_ranks(2)
+@pytest.mark.limit(30)
+@pytest.mark.parametrize('catches', ['the first', 'the odd', 'all', 'none'])
+@pytest.mark.parametrize('how', FAILING)
+def test_an_error_that_some_catch_inside_a_block(
+    comm: Communicator, how: str, catches: str
+) -> None:
+    """Who catches it goes on inside the block, and hears at its end that others did not."""
+    alone = how == 'before the inner block'
+    catching = {'the first': [0], 'the odd': [1], 'all': range(comm.size), 'none': []}[catches]
+    error: Exception | None = None
+    try:
+        with comm.together('outer'):
+            try:
+                FAILING[how](comm)
+                if alone:
+                    comm.barrier()
+            except MnxError:
+                if comm.rank not in catching:
+                    raise
+    except MnxError as e:
+        error = e
+    failed = comm.allgather_obj(error is not None)
+    assert failed == [alone or catches != 'all'] * comm.size
+
+
+@pytest.mark.needs_ranks(2)
+@pytest.mark.limit(30)
+@pytest.mark.parametrize('depth', [1, 2, 3])
+def test_ranks_that_fail_at_different_depths(comm: Communicator, depth: int) -> None:
+    """All catch what reaches them outside of all blocks, and go on together."""
+
+    def enter(left: int) -> None:
+        with comm.together(f'block {left}'):
+            _fail_if(left == depth and comm.rank == 1)
+            if left > 1:
+                enter(left - 1)
+
+    for _ in range(2):
+        with pytest.raises(ArgumentError, match='as planned'):
+            enter(3)
+        assert comm.allgather_obj(comm.rank) == list(range(comm.size))
