@@ -99,6 +99,7 @@ class Communicator(ArrayMessages, ObjectMessages, ModelMessages):
             return None
         child = self._remade(channels)
         child.reason = f'as the one it was split from, {self.reason}'
+        child._own(farewell.owe(child.meetings))
         self._split_resources[self._splits] = child._resources
         weakref.finalize(child, self._unused.add, self._splits)
         return child

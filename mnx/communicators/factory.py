@@ -110,7 +110,7 @@ def create_communicator(
         config = Config(float_dtype(allreduce_grad_dtype), bool(batched_copy))
         meeting.bring(communicator_name, config, f'MNX_CHECK={int(checks_wanted())}')
         timeout = watchdog.timeout_of()
-    watchdog.start(channels.control, timeout)
+    watchdog.start(channels, timeout)
     comm = build(communicator_name, channels, config)
     farewell.owe(comm.meetings)
     return comm

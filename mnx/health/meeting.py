@@ -77,6 +77,8 @@ class Meetings:
         self.negated_cargo = self.words[_NUMBERS + CARGO :]
         self.checks = checks_wanted()
         self.blocks: list[Meeting] = []  # that this rank is inside of, the outermost first
+        self.key = 0  # the same on all ranks, unlike that of any other communicator
+        self.waits_at = 0  # the number of the meeting to which the others have yet to come
         self.about = ''  # what the calls of the moment belong to, as the backward pass of another
 
     def __call__(self, call: str, *, optional: bool = False) -> Meeting:
@@ -181,7 +183,9 @@ class Meeting:
         words, sequence = self._meetings.words, self._sequence
         digest = zlib.crc32(self._call.encode())
         words[:_NUMBERS] = failed, sequence, digest, -sequence, -digest
+        self._meetings.waits_at = sequence
         self._meetings.control.all_reduce(words, 'max')
+        self._meetings.waits_at = 0
         any_failed, high, high_digest, low, low_digest = words[:_NUMBERS].tolist()
         # in step again after an error that kept some ranks from meetings inside this one
         self._meetings.sequence = max(high, self._meetings.sequence)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from mnx.health.failures import ranges
@@ -48,22 +48,25 @@ class State:
         return State(**fields), asks
 
 
-def report(known: Iterable[State], hosts: Sequence[str], timeout: float) -> str:
+def report(known: Iterable[State], hosts: Mapping[int, str], timeout: float, job_size: int) -> str:
     """Return what is printed of a job that stands still.
 
     Parameters
     ----------
     known : iterable of State
         Of the ranks that answered.
-    hosts : sequence of str
-        Each rank's host.
+    hosts : dict of int to str
+        The host of each rank that could have answered.
     timeout : float
         Seconds after which a rank calls it a standstill.
+    job_size : int
+        Number of ranks of the job; those without a host are not mentioned.
     """
     states = {state.rank: state for state in known}
-    everyone = [states.get(rank, State(rank, NO_ANSWER)) for rank in range(len(hosts))]
+    everyone = [states.get(rank, State(rank, NO_ANSWER)) for rank in sorted(hosts)]
     odd, reasons = verdict(everyone)
-    lines = [f'no progress for {timeout:g} s, the whole job of {len(hosts)} ranks ends:']
+    part = f' among {_who(hosts)}' if len(hosts) < job_size else ''
+    lines = [f'no progress for {timeout:g} s{part}, the whole job of {job_size} ranks ends:']
     lines += _table(everyone, odd, hosts)
     lines += reasons
     lines.append(
@@ -115,7 +118,7 @@ def _same_places(states: Iterable[State]) -> list[list[State]]:
     return list(groups.values())
 
 
-def _table(everyone: Sequence[State], odd: set[int], hosts: Sequence[str]) -> list[str]:
+def _table(everyone: Sequence[State], odd: set[int], hosts: Mapping[int, str]) -> list[str]:
     """Return aligned lines, one for all ranks that do the same, the odd ones marked."""
     groups = _same_places(everyone)
     rows = [('rank', 'host', 'state', 'seconds', 'call', 'line')]
@@ -128,7 +131,7 @@ def _table(everyone: Sequence[State], odd: set[int], hosts: Sequence[str]) -> li
     ]
 
 
-def _row(group: Sequence[State], hosts: Sequence[str]) -> tuple[str, str, str, str, str, str]:
+def _row(group: Sequence[State], hosts: Mapping[int, str]) -> tuple[str, str, str, str, str, str]:
     first = group[0]
     names = sorted({hosts[state.rank] for state in group})
     where = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')

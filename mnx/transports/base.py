@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mnx.arrays import Array
+
+if TYPE_CHECKING:
+    from mnx.transports.emergency import EmergencyChannel
 
 ANY_TAG = -1  # also the value of MPI.ANY_TAG in MPICH and Open MPI
 FRAME_BYTES = 16 * 1024
@@ -148,6 +151,10 @@ class Channels(ABC):
     mail: Transport
     hosts: tuple[str, ...]
     mpi_comm: Any
+
+    @abstractmethod
+    def emergency(self) -> EmergencyChannel | None:
+        """Make a way for these ranks to tell one another what is wrong. Collective."""
 
     @abstractmethod
     def split(self, color: int | None, key: int) -> Channels | None:

@@ -29,11 +29,11 @@ class EmergencyChannel(Protocol):
 
     @property
     def rank(self) -> int:
-        """Number of this rank in the job."""
+        """Number of this rank among those that the channel joins: all of the job, usually."""
 
     @property
     def size(self) -> int:
-        """Number of ranks of the job."""
+        """Number of ranks that the channel joins."""
 
     @property
     def carries_notices(self) -> bool:
@@ -54,6 +54,14 @@ class EmergencyChannel(Protocol):
 
 class SecondLine(Protocol):
     """What the watchdog's thread needs of a transport: notices apart from those of failures."""
+
+    @property
+    def job_rank(self) -> int:
+        """Number of this rank in the job; the channel may join only some and count these."""
+
+    @property
+    def job_size(self) -> int:
+        """Number of ranks of the job."""
 
     def notify(self, notice: bytes, peers: Iterable[int]) -> None:
         """Start sending `notice` to some ranks; return at once."""

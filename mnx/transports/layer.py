@@ -14,6 +14,7 @@ from typing import Any
 
 from mnx.arrays import Array
 from mnx.transports.base import Channels, Pending, SharedWindow, Transport
+from mnx.transports.emergency import EmergencyChannel
 
 
 class Layer(Transport):
@@ -96,6 +97,9 @@ class LayeredChannels(Channels):
         self.arrays = layer(channels.arrays)
         self.control, self.mail = channels.control, channels.mail
         self.hosts, self.mpi_comm = channels.hosts, channels.mpi_comm
+
+    def emergency(self) -> EmergencyChannel | None:
+        return self._channels.emergency()
 
     def split(self, color: int | None, key: int) -> LayeredChannels | None:
         part = self._channels.split(color, key)

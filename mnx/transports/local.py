@@ -154,6 +154,9 @@ class LocalChannels(Channels):
         self.mail = LocalTransport()
         self.hosts = (socket.gethostname(),)
 
+    def emergency(self) -> None:
+        return None
+
     def split(self, color: int | None, key: int) -> LocalChannels | None:
         return None if color is None else LocalChannels()
 

@@ -27,6 +27,8 @@ from mnx.transports.waiting import waits
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from mnx.transports.emergency import EmergencyChannel
+
 LARGEST_COUNT = 2**30
 
 
@@ -289,6 +291,12 @@ class MpiChannels(Channels):
         self.hosts = self.control.gather_names(host) if host else self.control.gather_hosts()
         self._host = self.hosts[self.control.rank]
         self._open = True
+
+    @waits
+    def emergency(self) -> EmergencyChannel:
+        from mnx.transports import mpi_emergency
+
+        return mpi_emergency.MpiEmergency(self.mpi_comm)
 
     @waits
     def split(self, color: int | None, key: int) -> MpiChannels | None:

@@ -26,7 +26,7 @@ class _Notices:
     and stay in its library's queue of unexpected messages.
     """
 
-    def __init__(self, comm: MPI.Intracomm, tag: int) -> None:
+    def __init__(self, comm: MPI.Comm, tag: int) -> None:
         self._comm, self._tag = comm, tag
         self._sending: list[MPI.Request] = []  # MPI reads their buffers until they end
 
@@ -53,13 +53,13 @@ class MpiEmergency:
 
     Parameters
     ----------
-    comm : MPI.Intracomm
-        All ranks of the job. Collective: it is duplicated.
+    comm : MPI.Comm
+        All ranks of the job, or those to whom the notices go. Collective: it is duplicated.
     """
 
     carries_notices = True
 
-    def __init__(self, comm: MPI.Intracomm = MPI.COMM_WORLD) -> None:
+    def __init__(self, comm: MPI.Comm = MPI.COMM_WORLD) -> None:
         self._comm = comm.Dup()
         self.rank, self.size = self._comm.rank, self._comm.size
         self._notices = _Notices(self._comm, _OF_FAILURES)
@@ -84,6 +84,10 @@ class MpiEmergency:
 
 class MpiSecondLine(_Notices):
     """Notices, and a barrier, for a thread beside the main one."""
+
+    def __init__(self, comm: MPI.Comm, tag: int) -> None:
+        super().__init__(comm, tag)
+        self.job_rank, self.job_size = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
 
     def start_barrier(self) -> Pending:
         """Start a barrier of all ranks."""

@@ -42,9 +42,60 @@ else:
     assert 'script.py:10' in job.stdout
 
 
+WAITING_IN = {
+    'split': 'part = comm.split(0, -comm.rank)',
+    'group': 'part = comm.group([2, 1])',
+    'split_of_a_split': 'part = comm.split(0, comm.rank).split(0, comm.rank)',
+    'second': 'part = mnx.create_communicator("naive")',
+    'first': 'part, other = comm, mnx.create_communicator("naive").split(0, comm.rank)',
+}
+
+
+@pytest.mark.parametrize('make', WAITING_IN.values(), ids=WAITING_IN)
+@pytest.mark.parametrize('wait', ['part.allreduce(np.ones(3))', 'part.split(0, 0)'])
+def test_where_the_others_wait(make: str, wait: str) -> None:
+    """It has many communicators, and comes to the one that matters."""
+    program = f"""
+spare = [comm.split(comm.rank % 2, 0) for _ in range(3)]
+{make}
+kept = comm.split(0, 0)
+if comm.rank != 1 and part is not None:
+    {wait}
+"""
+    job = mpiexec(3, START + program, timeout=60)
+    assert job.returncode != 0
+    assert 'the end of its program' in job.stdout
+    assert f'{wait[5:10]}' in job.stdout
+    assert 'no progress' not in job.stdout
+
+
+def test_who_catches_the_error_may_wait_again() -> None:
+    """In the same communicator and in another; at last all end well."""
+    program = """
+one, two = comm.split(0, comm.rank), comm.split(0, comm.rank)
+caught = 0
+if comm.rank != 1:
+    for part in (two, one, two, comm):
+        try:
+            part.barrier()
+        except mnx.errors.MismatchError as error:
+            caught += 'the end of its program' in str(error)
+    print('caught', caught)
+"""
+    job = mpiexec(3, START + program, timeout=60)
+    assert job.stdout.split('\n')[:2] == ['caught 4'] * 2, job.stdout
+    assert job.returncode == 0
+
+
 @pytest.mark.parametrize(
     'program',
     [
+        'parts = [comm.split(comm.rank % 2, 0), comm.group([1, 0])]',
+        'part = comm.split(0, 0); comm.finalize()',
+        'part = comm.split(0, 0)\nif comm.rank: comm.finalize()',
+        'part = comm.split(0, 0)\nif comm.rank: part.finalize()',
+        'part = comm.split(0, 0)\nif comm.rank: del part',
+        'part = comm.split(0, 0)\nif comm.rank == 0: part.finalize(); comm.finalize()',
         'comm.barrier()',
         'comm.finalize()',
         'if comm.rank: comm.finalize()',

@@ -19,8 +19,8 @@ def test_report() -> None:
         State(1, ELSEWHERE, 'load', 'train.py:3'),
         waiting(2),
     ]
-    hosts = ['node1', 'node1', 'node1', 'node2', 'node2']
-    assert report(known, hosts, 600.0) == (
+    hosts = dict(enumerate(['node1', 'node1', 'node1', 'node2', 'node2']))
+    assert report(known, hosts, 600.0, 5) == (
         '\n[mnx] no progress for 600 s, the whole job of 5 ranks ends:\n'
         '  rank     host          state      seconds  call       line\n'
         '  0, 2, 4  node1, node2  waits      601      allreduce  train.py:8\n'
@@ -34,8 +34,16 @@ def test_report() -> None:
 
 
 def test_many_hosts_are_not_all_named() -> None:
-    text = report([waiting(rank) for rank in range(5)], [f'node{rank}' for rank in range(5)], 1.0)
+    hosts = {rank: f'node{rank}' for rank in range(5)}
+    text = report([waiting(rank) for rank in range(5)], hosts, 1.0, 5)
     assert '  0-4   node0, node1, node2, ...  waits' in text
+
+
+def test_a_part_of_the_job() -> None:
+    text = report([waiting(1), waiting(3)], dict.fromkeys([1, 3, 6], 'node1'), 1.0, 8)
+    assert 'no progress for 1 s among ranks 1, 3, 6, the whole job of 8 ranks ends:' in text
+    assert '> 6     node1  no answer' in text
+    assert 'rank 0' not in text
 
 
 def test_each_sort_of_odd_ranks() -> None:

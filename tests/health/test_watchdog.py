@@ -119,6 +119,74 @@ row.allreduce_obj(1)
     assert 'wait for one another at different places' in result.stdout
 
 
+@pytest.mark.parametrize('make', ['comm.split(comm.rank % 2, comm.rank)', 'comm.group([1, 3])'])
+@on_first_rank
+def test_a_part_that_stands_still(make: str) -> None:
+    program = f"""
+part = {make}
+if comm.rank == 3:
+    time.sleep(1000)
+if part is not None and comm.rank % 2:
+    part.allreduce(np.ones(3))
+comm.barrier()
+"""
+    table = rows(run(program, n=4))
+    assert set(table) == {'0, 2', '1', '3'}
+    assert re.search(rf'^> elsewhere .*:{line_of(program, "sleep")}$', table['3'])
+    assert re.search(rf' waits \d+ allreduce .*:{line_of(program, "allreduce")}$', table['1'])
+
+
+HALVES = """
+import os, signal, sys, threading, time
+import numpy as np
+from mpi4py import MPI
+import mnx
+from mnx.health import watchdog
+world = MPI.COMM_WORLD
+"""
+
+
+@on_first_rank
+def test_communicators_over_parts_of_the_job_alone() -> None:
+    """Nobody has made one over all ranks: ranks 1 and 3 know of each other only."""
+    program = """
+part = mnx.create_communicator('naive', world.Split(world.rank % 2))
+part.barrier()
+if world.rank == 3:
+    time.sleep(1000)
+if world.rank == 1:
+    part.barrier()
+world.Barrier()
+"""
+    result = run(program, n=4, start=HALVES)
+    table = rows(result)
+    assert 'no progress for 2 s among ranks 1, 3, the whole job of 4 ranks ends' in result.stdout
+    assert set(table) == {'1', '3'}
+    assert ' waits ' in table['1']
+    assert table['3'].startswith('> elsewhere')
+
+
+@pytest.mark.parametrize('last', ['world.Split(world.rank // 2)', 'None'], ids=['column', 'all'])
+@on_first_rank
+def test_the_watchdogs_of_several_communicators(last: str) -> None:
+    """Rows and columns, or rows and all ranks: one report of who waits, and a good end without."""
+    program = f"""
+made = [mnx.create_communicator('naive', comm) for comm in (world.Split(world.rank % 2), {last})]
+if world.rank == 1 and len(sys.argv) < 2:
+    time.sleep(1000)
+for comm in made:
+    comm.barrier()
+"""
+    result = run(program, n=4, start=HALVES)
+    assert result.returncode != 0
+    assert '[mnx] no progress' in result.stdout
+    assert re.search(r'^> 1 +\S+ +elsewhere', result.stdout, re.MULTILINE)
+    if last == 'None':
+        assert set(rows(result)) == {'0, 2', '1', '3'} or set(rows(result)) == {'0, 2-3', '1'}
+    result = run(program.replace('len(sys.argv) < 2', 'False'), n=4, start=HALVES, timeout=600)
+    assert (result.returncode, result.stdout) == (0, '')
+
+
 @on_first_rank
 def test_a_wait_in_another_thread() -> None:
     table = rows(
@@ -249,10 +317,9 @@ def test_bad_value_on_one_rank() -> None:
 
 
 NONE = {
-    'a_part_of_the_job': """
+    'a_rank_alone': """
 from mpi4py import MPI
-half = MPI.COMM_WORLD.Split(MPI.COMM_WORLD.rank // 2)
-mnx.create_communicator('naive', half)
+mnx.create_communicator('naive', MPI.COMM_SELF)
 """,
     'mpi_for_one_thread': """
 import mpi4py

@@ -43,6 +43,9 @@ class CountingChannels(Channels):
         self.control, self.mail = inner.control, inner.mail
         self.hosts, self.mpi_comm = inner.hosts, inner.mpi_comm
 
+    def emergency(self):
+        return self.inner.emergency()
+
     def split(self, color: int | None, key: int) -> Channels | None:
         return self.inner.split(color, key)
 
