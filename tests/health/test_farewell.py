@@ -52,20 +52,19 @@ WAITING_IN = {
 
 
 @pytest.mark.parametrize('make', WAITING_IN.values(), ids=WAITING_IN)
-@pytest.mark.parametrize('wait', ['part.allreduce(np.ones(3))', 'part.split(0, 0)'])
-def test_where_the_others_wait(make: str, wait: str) -> None:
+def test_where_the_others_wait(make: str) -> None:
     """It has many communicators, and comes to the one that matters."""
     program = f"""
 spare = [comm.split(comm.rank % 2, 0) for _ in range(3)]
 {make}
 kept = comm.split(0, 0)
 if comm.rank != 1 and part is not None:
-    {wait}
+    part.allreduce(np.ones(3))
 """
     job = mpiexec(3, START + program, timeout=60)
     assert job.returncode != 0
     assert 'the end of its program' in job.stdout
-    assert f'{wait[5:10]}' in job.stdout
+    assert 'allreduce sum float64 (3,)  at ' in job.stdout
     assert 'no progress' not in job.stdout
 
 
