@@ -16,6 +16,7 @@ from mnx import chainer_compat as chainer_compat  # noqa: E402
 
 chainer_compat.install()  # for a source tree without installation; else a .pth did it at start
 
+from mnx import communicators as communicators  # noqa: E402
 from mnx import datasets as datasets  # noqa: E402
 from mnx import errors as errors  # noqa: E402
 from mnx import extensions as extensions  # noqa: E402
@@ -23,6 +24,8 @@ from mnx import functions as functions  # noqa: E402
 from mnx import global_except_hook as global_except_hook  # noqa: E402
 from mnx import iterators as iterators  # noqa: E402
 from mnx import links as links  # noqa: E402
+from mnx import optimizers as optimizers  # noqa: E402
+from mnx import testing as testing  # noqa: E402
 from mnx.communicators import CommunicatorBase as CommunicatorBase  # noqa: E402
 from mnx.communicators import create_communicator as create_communicator  # noqa: E402
 from mnx.datasets import DataSizeError as DataSizeError  # noqa: E402

@@ -24,7 +24,8 @@ import chainer
 
 from mnx.cli import speech
 from mnx.communicators import Communicator, create_communicator
-from mnx.errors import MissingPackageError
+from mnx.communicators.factory import COMMUNICATORS
+from mnx.errors import ArgumentError, MissingPackageError
 from mnx.transports import nccl
 
 OLD = 'chainermn'
@@ -38,18 +39,14 @@ _ELSEWHERE = {
     f'{OLD}.communicators.non_cuda_aware_communicator': 'mnx.communicators.non_cuda_aware',
     f'{OLD}.communicators.pure_nccl_communicator': 'mnx.communicators.nccl',
     f'{OLD}.datasets.scatter': 'mnx.datasets.scatter',
-    f'{OLD}.nccl': 'mnx.transports.nccl',
-}
-_RENAMED = {
-    (f'{OLD}.communicators.pure_nccl_communicator', 'PureNcclCommunicator'): 'NcclCommunicator',
-    (f'{OLD}.communicators.mpi_communicator_base', 'MpiCommunicatorBase'): 'CommunicatorBase',
+    f'{OLD}.nccl': 'mnx.transports.nccl' if nccl.probe()[1] else 'cupy.cuda.nccl',
 }
 # Only these are modules; another name in a `from ... import` is a missing function or class.
 _PACKAGES = frozenset(
     f'{OLD}.{name}'
     for name in (
         *('communicators', 'datasets', 'extensions', 'functions', 'iterators', 'links'),
-        *('optimizers', 'testing', 'global_except_hook'),
+        *('optimizers', 'testing', 'global_except_hook', 'nccl'),
     )
 )
 
@@ -113,7 +110,7 @@ class _Module(ModuleType):
         full = self.__name__
         if not name.startswith('__'):
             try:
-                return getattr(self._source, _RENAMED.get((full, name), name))
+                return getattr(self._source, name)
             except AttributeError:
                 pass
         raise AttributeError(_absent(f'{full}.{name}'), name=name, obj=self)
@@ -169,11 +166,45 @@ def _say_auto(comm: Communicator, name: str, reason: str) -> None:
         speech.complain(f'{name!r} needs NCCL, but {why}. Instead: {comm.describe()}.')
 
 
+class _MadeByName(type):
+    """A class of ChainerMN: called with a communicator of mpi4py it makes one of mnx."""
+
+    name: str
+
+    def __call__(cls, mpi_comm: Any) -> Communicator:
+        if cls.__module__ != __name__:
+            raise ArgumentError(
+                f'{cls.__name__}: a subclass of a communicator of {OLD}, which mnx cannot make. '
+                'Use create_communicator, and functions of its communicator.'
+            )
+        return create_old_communicator(cls.name, mpi_comm)
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, cls.__bases__[0])
+
+
+def _made_by_name(class_name: str, name: str, base: type[Communicator]) -> dict[str, Any]:
+    return {class_name: _MadeByName(class_name, (base,), {'name': name, '__module__': __name__})}
+
+
+def _classes() -> dict[str, dict[str, Any]]:
+    """Return the classes of each module of communicators."""
+    found = {'mpi_communicator_base': _made_by_name('MpiCommunicatorBase', 'naive', Communicator)}
+    for name, new in (
+        *(('naive', 'naive'), ('flat', 'flat'), ('dummy', 'dummy')),
+        *(('non_cuda_aware', 'non_cuda_aware'), ('pure_nccl', 'nccl')),
+    ):
+        class_name = ''.join(word.title() for word in name.split('_')) + 'Communicator'
+        found[f'{name}_communicator'] = _made_by_name(class_name, new, COMMUNICATORS[new])
+    return {f'{OLD}.communicators.{module}': classes for module, classes in found.items()}
+
+
 _OWN: dict[str, dict[str, Any]] = {
     OLD: {
         'create_communicator': create_old_communicator,
         '__version__': chainer.__version__,
     },
     f'{OLD}.communicators': {'create_communicator': create_old_communicator},
+    **_classes(),
     f'{OLD}.nccl': {'_available': not nccl.probe()[1]},
 }
