@@ -13,7 +13,7 @@ from tests.cli.commands import mnx, needs_extra, starts_jobs
 
 pytestmark = [starts_jobs, needs_extra]
 
-TRAINING = Path(__file__).with_name('old_style_training.py')
+SCRIPTS = Path(__file__).with_name('scripts')
 
 
 def run(n: int, folder: Path, text: str) -> subprocess.CompletedProcess[str]:
@@ -23,7 +23,7 @@ def run(n: int, folder: Path, text: str) -> subprocess.CompletedProcess[str]:
 
 
 def weights(n: int, *args: object) -> np.ndarray:
-    job = mnx(n, 'run', '--as-chainermn', TRAINING, *args)
+    job = mnx(n, 'run', '--as-chainermn', SCRIPTS / 'train_alike.py', *args)
     assert job.returncode == 0, job.stdout
     (line,) = re.findall('^weights (.*)$', job.stdout, re.MULTILINE)
     return np.array(line.split(), np.float64)
@@ -36,6 +36,38 @@ def test_a_training_script_gives_the_same_on_any_number_of_ranks(
     alone, longer = weights(1), weights(1, '--epoch', 4)
     np.testing.assert_allclose(weights(2), alone, rtol=0, atol=1e-12)
     assert abs(longer - alone).max() > 1e-3  # the option arrives, and the weights move
+
+
+def train_mnist(n: int, epochs: int, out: Path) -> None:
+    job = mnx(n, 'run', '--as-chainermn', SCRIPTS / 'train_mnist.py', '-e', epochs, '-o', out)
+    assert job.returncode == 0, job.stdout
+    (words,) = re.findall('^iterations (.*)$', job.stdout, re.MULTILINE)
+    iterations, _, t, _, accuracy = words.split()
+    assert iterations == t == str(400 // 20 // n * epochs)  # none was spent on a broadcast
+    assert float(accuracy) > 0.8
+    assert job.stdout.count("'pure_nccl' needs NCCL") <= 1
+
+
+@pytest.mark.parametrize('n', [1, 2])
+def test_data_parallel_training_with_all_that_there_was_for_it(n: int, tmp_path: Path):
+    train_mnist(n, 2, tmp_path / 'result')
+    files = sorted(path.name for path in (tmp_path / 'result').iterdir())
+    assert files == ['log', *(f'snapshot_iter_{400 // 20 // n * e}.0' for e in (1, 2))]
+    if n == 2:  # resumed on both ranks, from one file
+        (tmp_path / 'result' / 'snapshot_iter_10.0').unlink()
+        train_mnist(n, 3, tmp_path / 'result')
+        files = sorted(path.name for path in (tmp_path / 'result').iterdir())
+        assert files == ['log', 'snapshot_iter_20.0', 'snapshot_iter_30.0']
+
+
+@pytest.mark.parametrize('n', [1, 2])
+def test_model_parallel_training(n: int):
+    job = mnx(n, 'run', '--as-chainermn', SCRIPTS / 'train_mnist_model_parallel.py')
+    assert job.returncode == 0, job.stdout
+    (words,) = re.findall('^accuracy (.*)$', job.stdout, re.MULTILINE)
+    accuracy, _, epoch = words.split()
+    assert float(accuracy) > 0.8
+    assert epoch == '6'  # as rank 0's iterator tells
 
 
 def test_pure_nccl_without_gpus_becomes_auto_and_says_so_once(tmp_path: Path):
