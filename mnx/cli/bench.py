@@ -3,7 +3,7 @@
 The columns and flags are those of NVIDIA's nccl-tests.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -22,6 +22,19 @@ COLUMNS = (
     *('size (B)', 'count', 'type', 'redop', 'by'),
     *('time (us)', 'algbw (GB/s)', 'busbw (GB/s)', '#wrong', 'x raw'),
 )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The words of the command line."""
+
+    first: str
+    last: str
+    factor: int | None
+    step: str | None
+    dtype: str
+    repeats: int
+    warmup: int
 
 
 @dataclass(frozen=True)
@@ -59,8 +72,11 @@ def add_to(app: Any, choose: Callable[[Callable[[], int]], None]) -> None:
         first: Annotated[str, typer.Option('-b', '--minbytes', help='The first size.')] = '1K',
         last: Annotated[str, typer.Option('-e', '--maxbytes', help='The last size.')] = '4M',
         factor: Annotated[
-            int, typer.Option('-f', '--stepfactor', help='From one size to the next.')
-        ] = 8,
+            int | None, typer.Option('-f', '--stepfactor', help='From one size to the next: 8.')
+        ] = None,
+        step: Annotated[
+            str | None, typer.Option('-i', '--stepbytes', help='Instead of a factor: so many more.')
+        ] = None,
         repeats: Annotated[int, typer.Option('-n', '--iters', min=1, help='Calls timed.')] = 20,
         warmup: Annotated[int, typer.Option('-w', '--warmup_iters', min=0, help='Before.')] = 5,
         dtype: Annotated[
@@ -69,18 +85,18 @@ def add_to(app: Any, choose: Callable[[Callable[[], int]], None]) -> None:
         as_json: Annotated[bool, typer.Option('--json', help='Print JSON.')] = False,
     ) -> None:
         """The mean of a gradient, by every communicator, beside raw MPI's Allreduce."""
-        words = (first, last, factor, dtype)
-        choose(lambda: report(words, repeats, warmup, as_json=as_json))
+        wanted = Wanted(first, last, factor, step, dtype, repeats, warmup)
+        choose(lambda: report(wanted, as_json=as_json))
 
 
 def _no_options() -> None:
     pass
 
 
-def report(words: tuple[str, str, int, str], repeats: int, warmup: int, *, as_json: bool) -> int:
+def report(wanted: Wanted, *, as_json: bool) -> int:
     """Measure and print; return the exit status. Collective."""
     try:
-        plan = _plan(*words, repeats, warmup)
+        plan = _plan(wanted)
     except ArgumentError as error:
         speech.complain(f'bench allreduce: {error}')
         return speech.USAGE
@@ -88,18 +104,46 @@ def report(words: tuple[str, str, int, str], repeats: int, warmup: int, *, as_js
     if as_json:
         speech.print_json([as_dict(line) for line in lines])
     else:
-        right = [name for name in COLUMNS if name not in ('type', 'redop', 'by')]
-        tables.print_table(COLUMNS, map(_words, lines), right=right)
+        _print(lines)
     return speech.FAILED if any(line.wrong for line in lines) else speech.OK
 
 
-def _plan(first: str, last: str, factor: int, dtype: str, repeats: int, warmup: int) -> Plan:
-    if dtype not in DTYPES:
-        raise ArgumentError(f'A datatype is one of {", ".join(DTYPES)}, but got {dtype!r}.')
-    itemsize = np.dtype(DTYPES[dtype]).itemsize
-    return Plan(
-        sizes(parse_size(first), parse_size(last), factor, itemsize), dtype, repeats, warmup
+def _plan(wanted: Wanted) -> Plan:
+    if wanted.dtype not in DTYPES:
+        known = ', '.join(DTYPES)
+        raise ArgumentError(f'A datatype is one of {known}, but got {wanted.dtype!r}.')
+    if wanted.factor is not None and wanted.step is not None:
+        raise ArgumentError('Sizes grow by a factor (-f) or by a step (-i), but got both.')
+    nbytes = sizes(
+        parse_size(wanted.first),
+        parse_size(wanted.last),
+        8 if wanted.factor is None else wanted.factor,
+        np.dtype(DTYPES[wanted.dtype]).itemsize,
+        None if wanted.step is None else parse_size(wanted.step),
     )
+    return Plan(nbytes, wanted.dtype, wanted.repeats, wanted.warmup)
+
+
+def _print(lines: Sequence[Line]) -> None:
+    right = [name for name in COLUMNS if name not in ('type', 'redop', 'by')]
+    tables.print_table(COLUMNS, map(_words, lines), right=right)
+    names = list(dict.fromkeys(line.by for line in lines if line.times_raw is not None))
+    if len(names) > 1 and speech.speaks():
+        print(f'\nside by side, in times of {RAW}:\n')
+        columns = ('size (B)', *names)
+        tables.print_table((*columns, 'fastest'), side_by_side(lines), right=columns)
+
+
+def side_by_side(lines: Iterable[Line]) -> list[tuple[str, ...]]:
+    """Return for each size the times of all communicators in times of MPI's, and the fastest."""
+    by_size: dict[int, dict[str, float]] = {}
+    for line in lines:
+        if line.times_raw is not None:
+            by_size.setdefault(line.speed.nbytes, {})[line.by] = line.times_raw
+    return [
+        (str(nbytes), *(f'{x:.2f}' for x in times.values()), min(times, key=times.__getitem__))
+        for nbytes, times in by_size.items()
+    ]
 
 
 def measure(plan: Plan) -> Iterator[Line]:

@@ -28,23 +28,24 @@ def parse_size(text: str) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
-def sizes(first: int, last: int, factor: int, itemsize: int) -> list[int]:
-    """Return sizes from `first` to `last` bytes, each `factor` times the one before.
+def sizes(first: int, last: int, factor: int, itemsize: int, step: int | None = None) -> list[int]:
+    """Return sizes from `first` to `last` bytes.
 
-    Whole numbers of items, at least one.
+    Each is `factor` times the one before, or `step` more if that is given. Whole numbers of items,
+    at least one; none twice.
 
-    >>> sizes(6, 100, 4, 4)
-    [4, 24, 96]
+    >>> sizes(6, 100, 4, 4), sizes(8, 16, 8, 4, step=2)
+    ([4, 24, 96], [8, 12, 16])
     """
     if first > last:
         raise ArgumentError(f'The first size ({first} bytes) is larger than the last ({last}).')
-    if factor < 2:
+    if step is None and factor < 2:
         raise ArgumentError(f'The factor between sizes is at least 2, but got {factor}.')
-    found = []
+    found: dict[int, None] = {}
     while first <= last:
-        found.append(max(first // itemsize, 1) * itemsize)
-        first *= factor
-    return found
+        found[max(first // itemsize, 1) * itemsize] = None
+        first = first * factor if step is None else first + step
+    return list(found)
 
 
 @dataclass(frozen=True)

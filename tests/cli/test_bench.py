@@ -41,9 +41,24 @@ def test_all_communicators_beside_raw_mpi():
 def test_the_table_has_one_line_for_each():
     job = mnx(2, 'bench', 'allreduce', *SHORT)
     assert job.returncode == 0, job.stdout
-    head, *lines = job.stdout.splitlines()
+    table, title, together = job.stdout.strip().split('\n\n')
+    head, *lines = table.splitlines()
     assert all(name in head for name in bench.COLUMNS)
-    assert len(lines) == 2 * (1 + len(self_test.names(with_nccl=False)))
+    names = self_test.names(with_nccl=False)
+    assert len(lines) == 2 * (1 + len(names))
+    assert 'raw MPI' in title
+    head, *lines = [line.split() for line in together.splitlines()]
+    assert head == ['size', '(B)', *names, 'fastest']
+    assert [line[0] for line in lines] == ['8', '4096']
+    for _, *ratios, fastest in lines:
+        assert ratios[names.index(fastest)] == min(ratios, key=float)
+
+
+@starts_jobs
+@needs_extra
+def test_sizes_by_steps():
+    job = alone('bench', 'allreduce', '-b', '8', '-e', '24', '-i', '8', '-n', '1', '--json')
+    assert [line['size'] for line in json.loads(job.stdout)] == [8, 16, 24]
 
 
 @starts_jobs
@@ -57,7 +72,9 @@ def test_alone_on_a_terminal():
 
 @starts_jobs
 @needs_extra
-@pytest.mark.parametrize('words', [('-b', '1x'), ('-f', '1'), ('-d', 'int'), ('-n', '0')])
+@pytest.mark.parametrize(
+    'words', [('-b', '1x'), ('-f', '1'), ('-f2', '-i8'), ('-i', '0'), ('-d', 'int'), ('-n', '0')]
+)
 def test_wrong_use(words: tuple[str, str]):
     process = alone('bench', 'allreduce', *words)
     assert (process.returncode, process.stdout) == (2, '')

@@ -22,8 +22,13 @@ def test_what_is_no_size(text: str):
 
 
 def test_sizes_are_whole_numbers_of_items():
-    assert sizes(1, 64, 4, 8) == [8, 8, 16, 64]
+    assert sizes(1, 64, 4, 8) == [8, 16, 64]
     assert sizes(1024, 1024, 2, 4) == [1024]
+
+
+def test_sizes_by_steps():
+    assert sizes(8, 30, 8, 4, step=10) == [8, 16, 28]
+    assert sizes(8, 8, 1, 8, step=1) == [8]
 
 
 def test_sizes_that_never_end_or_never_begin():
