@@ -55,8 +55,11 @@ class TransportError(MnxError, RuntimeError):
     """A transport failed: a rank was lost, or a device or library does not do its work."""
 
 
-class MissingPackageError(MnxError, ImportError):
-    """A feature needs a package that is not installed."""
+class MissingPackageError(MnxError, ImportError, RuntimeError):
+    """A feature needs a package that is not installed.
+
+    Also a `RuntimeError`, which ChainerMN raised where CuPy or NCCL was missing.
+    """
 
 
 class RemoteError(MnxError, RuntimeError):

@@ -22,6 +22,7 @@ import mnx
 from mnx import functions as MF
 from mnx import testing
 from mnx.communicators import Communicator
+from mnx.transports.devices import visible
 
 
 def model_of(comm: Communicator, *sizes: int | None) -> chainer.Sequential:
@@ -39,6 +40,14 @@ def samples(comm: Communicator) -> tuple[np.ndarray, np.ndarray]:
 
 def loss_of(model: Any) -> Any:
     return lambda x: F.mean(F.tanh(model(x)) ** 2)
+
+
+@pytest.mark.parametrize('name', ['pure_nccl', 'non_cuda_aware'])
+def test_what_needs_nccl_is_a_runtime_error_without(name: str):
+    if not visible().problem:
+        pytest.skip('here are GPUs')
+    with pytest.raises(RuntimeError, match='NCCL'):
+        mnx.create_communicator(name)
 
 
 @pytest.mark.parametrize('call', ['bcast', 'gather', 'allgather', 'allreduce'])
