@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from inspect import Parameter, Signature
+from multiprocessing import spawn
 from typing import Any
 
 import chainer
@@ -224,9 +225,10 @@ def test_a_name_is_in_mnx(module: str, words: str):
 
 
 @pytest.fixture
-def alias() -> Iterator[None]:
+def alias(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`import chainermn` gives mnx, in this test."""
     before = list(sys.meta_path)
+    monkeypatch.setattr(spawn, 'get_preparation_data', spawn.get_preparation_data)
     as_chainermn.install()
     yield
     sys.meta_path[:] = before

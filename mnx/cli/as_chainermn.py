@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from multiprocessing import spawn
 from types import ModuleType
 from typing import Any
 
@@ -56,6 +57,8 @@ _said_auto = False
 def install() -> None:
     """From now on ``import chainermn`` gives mnx in this process. Calling it again does nothing.
 
+    So it does in processes that `multiprocessing` starts from here, which import the script anew.
+
     Raises
     ------
     ImportError
@@ -66,6 +69,28 @@ def install() -> None:
     if OLD in sys.modules:
         raise ImportError(f'--as-chainermn: {OLD} itself has been imported already.')
     sys.meta_path.insert(0, _Finder())
+    _prepare_children()
+
+
+def _prepare_children() -> None:
+    prepare = spawn.get_preparation_data
+
+    def prepare_with_installation(name: str) -> dict[str, object]:
+        return {**prepare(name), 'mnx': _Installation()}
+
+    spawn.get_preparation_data = prepare_with_installation
+
+
+class _Installation:
+    """Installs where it is unpickled: in a child, before that imports the script."""
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _install_in_child, ()
+
+
+def _install_in_child() -> None:
+    if OLD not in sys.modules:  # a server from which children are forked may have imported it
+        install()
 
 
 class _Finder(MetaPathFinder):

@@ -70,6 +70,12 @@ def test_model_parallel_training(n: int):
     assert epoch == '6'  # as rank 0's iterator tells
 
 
+def test_processes_that_read_for_it_have_the_same_names():
+    job = mnx(2, 'run', '--as-chainermn', SCRIPTS / 'read_by_processes.py')
+    assert f'examples {" ".join(map(str, range(16)))}\n' in job.stdout, job.stdout
+    assert 'kinds mnx.cli.as_chainermn\n' in job.stdout
+
+
 def test_pure_nccl_without_gpus_becomes_auto_and_says_so_once(tmp_path: Path):
     job = run(
         2,
