@@ -20,7 +20,7 @@ from mnx.communicators.non_cuda_aware import NonCudaAwareCommunicator
 from mnx.communicators.shared_memory import SharedMemoryCommunicator
 from mnx.communicators.two_dimensional import TwoDimensionalCommunicator
 from mnx.errors import ArgumentError, MissingPackageError
-from mnx.health import farewell, watchdog
+from mnx.health import farewell, start_limit, watchdog
 from mnx.health.meeting import Meetings, checks_wanted
 from mnx.topology import Topology
 from mnx.transports import devices, gpu_aware, launch
@@ -100,7 +100,7 @@ def create_communicator(
     ...     print(comm.rank, comm.size)
     0 1
     """
-    channels = _channels(communicator_name, mpi_comm)
+    channels = start_limit.limited(lambda: _channels(communicator_name, mpi_comm))
     with Meetings(channels.control)('create_communicator') as meeting:
         if communicator_name not in NAMES:
             raise ArgumentError(

@@ -1,0 +1,103 @@
+"""Jobs of which a rank never comes to the first communicator."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+
+import pytest
+
+from mnx.health import start_limit
+from mnx.transports.launch import detect
+from tests.launching import mpiexec, on_first_rank
+
+_suite = detect(os.environ)
+
+starts_jobs = pytest.mark.skipif(
+    _suite is not None and _suite.size > 1,
+    reason='starts jobs of its own: the suite on 1 rank does',
+)
+
+START = """
+import os, signal, sys, time
+import mnx
+from mnx.health import start_limit
+from mnx.transports.launch import detect
+rank = detect(os.environ).rank
+"""
+MISSING = {
+    'stopped': 'os.kill(os.getpid(), signal.SIGSTOP)',
+    'busy': 'time.sleep(1000)',
+    'after_mpi_has_started': 'from mpi4py import MPI; time.sleep(1000)',
+}
+
+
+@pytest.mark.parametrize('missing', MISSING.values(), ids=MISSING)
+@starts_jobs
+@on_first_rank
+def test_the_others_say_that_they_wait(missing: str) -> None:
+    program = f'{START}\nif rank == 1:\n    {missing}\nmnx.create_communicator()'
+    job = mpiexec(3, program, env={'MNX_TIMEOUT': '2'})
+    assert job.returncode != 0
+    said = set(re.findall(r'rank (\d) of 3 on \S+, which waits', job.stdout))
+    assert said == {'0', '2'}
+    assert 'script.py", line 10' in job.stdout
+
+
+@starts_jobs
+@on_first_rank
+def test_a_late_rank_is_waited_for() -> None:
+    program = f"""{START}
+start_limit.GRACE = 1000
+if rank == 1:
+    time.sleep(1.5)
+mnx.create_communicator().barrier()
+assert not any(signal.getitimer(signal.ITIMER_REAL))
+os.write(1, b'went on\\n')
+"""
+    job = mpiexec(2, program, env={'MNX_TIMEOUT': '0.5'})
+    assert job.returncode == 0, job.stdout
+    assert job.stdout.count('went on') == 2
+    assert job.stdout.count('which waits') == 1
+
+
+NO_LIMIT = {'turned_off': '0', 'the_program_has_an_alarm': '0.2'}
+
+
+@pytest.mark.parametrize('timeout', NO_LIMIT.values(), ids=NO_LIMIT)
+@starts_jobs
+@on_first_rank
+def test_no_limit(timeout: str) -> None:
+    program = f"""{START}
+def alarm(*_):
+    os.write(1, b'of the program\\n')
+
+signal.signal(signal.SIGALRM, alarm)
+if os.environ['MNX_TIMEOUT'] != '0':
+    signal.setitimer(signal.ITIMER_REAL, 2)
+    start_limit.GRACE = 0.2
+if rank == 1:
+    time.sleep(1)
+mnx.create_communicator('naive', None)
+assert signal.getsignal(signal.SIGALRM) is alarm
+signal.setitimer(signal.ITIMER_REAL, 0.1)
+time.sleep(0.5)
+"""
+    job = mpiexec(2, program, env={'MNX_TIMEOUT': timeout})
+    assert job.returncode == 0, job.stdout
+    assert job.stdout.split('\n') == ['of the program'] * 2 + ['']
+
+
+def test_the_program_s_alarm_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start_limit, '_is_over', False)
+    environ = {'PMI_RANK': '0', 'PMI_SIZE': '2', 'MNX_TIMEOUT': '100'}
+
+    def meet() -> float:
+        assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+        return signal.getitimer(signal.ITIMER_REAL)[0]
+
+    before = signal.getsignal(signal.SIGALRM)
+    assert 100 < start_limit.limited(meet, environ) <= 102
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
