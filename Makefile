@@ -56,7 +56,7 @@ on = $(MPIEXEC) -n $(1) $(VENV)/bin/python $(2) </dev/null
 
 # --- commands ----------------------------------------------------------------------------------
 
-.PHONY: help demo test check bench results docs clean
+.PHONY: help demo test check bench results faults docs clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z][a-z%-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | \
@@ -95,6 +95,9 @@ results: $(READY)  ## All benchmarks, for a quiet machine; into docs/benchmarks.
 	test "$$(id -u)" != 0 || $(VENV)/bin/python benchmarks/cluster_exchange.py \
 	    --json $(RESULTS)/cluster_exchange.json </dev/null
 	$(VENV)/bin/python benchmarks/plot.py
+
+faults: $(READY)  ## What becomes of jobs of which a rank fails, ten minutes; into docs/faults.md
+	$(VENV)/bin/python benchmarks/faults.py </dev/null
 
 docs: $(DOCS_READY)  ## The documentation, in docs/_build/html
 	$(VENV)/bin/sphinx-build --fail-on-warning --quiet docs docs/_build/html
