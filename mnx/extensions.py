@@ -1,5 +1,11 @@
 """Extensions of Chainer's Trainer for many ranks: the public names, and nothing else."""
 
+from mnx.training.checkpoints.checkpointer import (
+    MultiNodeCheckpointer,
+    create_multi_node_checkpointer,
+)
+from mnx.training.checkpoints.extension import Checkpoint
+from mnx.training.checkpoints.loading import Resumed
 from mnx.training.early_stopping import MultiNodeEarlyStoppingTrigger
 from mnx.training.evaluator import MultiNodeEvaluator, create_multi_node_evaluator
 from mnx.training.generic_evaluator import GenericMultiNodeEvaluator
@@ -22,4 +28,8 @@ __all__ = [
     'resume',
     'multi_node_snapshot',
     'MultiNodeSnapshot',
+    'Checkpoint',
+    'Resumed',
+    'create_multi_node_checkpointer',
+    'MultiNodeCheckpointer',
 ]

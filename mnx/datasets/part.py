@@ -8,7 +8,7 @@ import chainer.datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from mnx.datasets.take import Selection, register_take, take_subset
+from mnx.datasets.take import Selection, register_take, take, take_subset
 
 
 class DatasetPart(chainer.datasets.SubDataset):
@@ -24,17 +24,43 @@ class DatasetPart(chainer.datasets.SubDataset):
         How many of them, counted from the first, belong to this rank alone. The others are held
         by another rank too, which owns them: they make the parts equally long, and whoever
         counts examples leaves them out.
+    whole : str
+        Of what this is a part, in words that are equal only for the same length and order.
 
     Attributes
     ----------
     positions : range
     n_owned : int
+    whole : str
+    foreign : array of int
+        Positions of the examples that are lent, see `borrow`.
     """
 
-    def __init__(self, examples: Any, positions: range, n_owned: int) -> None:
+    def __init__(self, examples: Any, positions: range, n_owned: int, whole: str = '') -> None:
         super().__init__(examples, 0, len(examples))
         self.positions = positions
         self.n_owned = n_owned
+        self.whole = whole
+        self.borrow(np.empty(0, np.int64), [])
+
+    def borrow(self, positions: NDArray[np.int64], examples: Any) -> None:
+        """Have examples of other parts behind one's own, as ``self[len(self)]`` and so on.
+
+        They do not count in the length: only an order that names them finds them. A training
+        that goes on with another number of ranks needs them until its epoch ends.
+        """
+        self.foreign = positions
+        self._lent = examples
+
+    def get_example(self, i: int) -> Any:
+        """Return the i-th example."""
+        if len(self) <= i < len(self) + len(self.foreign):
+            return self._lent[i - len(self)]
+        return super().get_example(i)
+
+    def lend(self, positions: NDArray[np.int64]) -> Any:
+        """Return the examples at some positions of the whole, which this part must hold."""
+        return take(self._dataset, np.asarray(positions - self.positions.start, np.intp))
 
 
 register_take(DatasetPart)(take_subset)
@@ -111,4 +137,28 @@ _WRAPPED = (
     chainer.dataset.DatasetMixin,
     chainer.datasets.TupleDataset,
     chainer.datasets.DictDataset,
+)
+
+
+def parts_below(dataset: Any) -> list[DatasetPart]:
+    """Return the parts that a data set consists of, if its i-th example is made of their i-th.
+
+    Looks through Chainer's wrappers, and through one of the user's own as `owned_mask` does.
+    """
+    if isinstance(dataset, DatasetPart):
+        return [dataset]
+    if isinstance(dataset, _OTHER_INDICES):
+        return []
+    if type(dataset) in (chainer.datasets.TupleDataset, chainer.datasets.DictDataset):
+        columns = dataset._datasets
+        below = list(columns.values() if isinstance(columns, dict) else columns)
+    else:
+        below = _attributes_as_long_as(dataset)
+    return [part for column in below for part in parts_below(column)]
+
+
+_OTHER_INDICES = (
+    chainer.datasets.SubDataset,
+    chainer.datasets.ConcatenatedDataset,
+    Selection,
 )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import operator
 import warnings
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,14 +91,15 @@ def scatter_dataset(
     travels whole, everything once for each other rank.
     """
     call = 'scatter_dataset'
-    length, order = None, None
+    facts, order = None, None
     with comm.together(call) as meeting:
         root = _checked_root(call, comm, root)
         meeting.bring(f'root={root} force_equal_length={bool(force_equal_length)}')
         if comm.rank == root:
             length = _length(call, comm, dataset)
             order = _shuffled(call, comm, length, seed) if shuffle else None
-    n = comm.bcast_obj(length, root=root)
+            facts = length, _in_words(length, order)
+    n, whole = comm.bcast_obj(facts, root=root)
     with comm.together(call):
         if comm.rank == root:
             examples = _deal_out(dataset, comm, n, order, force_equal_length)
@@ -105,7 +107,7 @@ def scatter_dataset(
             examples = comm.recv_obj(root, tag=_PART_TAG)
     positions = part_of(n, comm.rank, comm.size, force_equal_length=force_equal_length)
     owned = owned_length(n, comm.rank, comm.size, force_equal_length=force_equal_length)
-    return DatasetPart(examples, positions, owned)
+    return DatasetPart(examples, positions, owned, whole)
 
 
 def scatter_index(
@@ -267,6 +269,12 @@ def _deal_out(
         for rank in waiting:
             comm.send_obj(None, rank, tag=_PART_TAG)
         raise
+
+
+def _in_words(length: int, order: NDArray[np.intp] | None) -> str:
+    if order is None:
+        return f'{length} examples'
+    return f'{length} examples, shuffled by {zlib.crc32(order.astype("<i8").tobytes()):08x}'
 
 
 def _indices(part: range, order: Any) -> Indices:

@@ -48,13 +48,14 @@ def create_synchronized_iterator(actual_iterator: Any, communicator: Communicato
         meeting.bring(_facts(actual_iterator))
     # from the global generator, as Chainer's own shuffling: np.random.seed makes it repeatable
     seed = communicator.bcast_obj(np.random.randint(2**31))  # noqa: NPY002
-    _set_order_sampler(actual_iterator, ShuffleOrderSampler(np.random.RandomState(seed)))
+    set_order_sampler(actual_iterator, ShuffleOrderSampler(np.random.RandomState(seed)))
     with communicator.together('create_synchronized_iterator'):
         actual_iterator.reset()
     return actual_iterator
 
 
-def _set_order_sampler(iterator: Any, sampler: ShuffleOrderSampler) -> None:
+def set_order_sampler(iterator: Any, sampler: Any) -> None:
+    """Let an iterator take its orders from `sampler`, from its next `reset` on."""
     iterator.order_sampler = sampler
     # MultiprocessIterator reads ahead in a thread, which has the sampler of its beginning.
     prefetching = getattr(iterator, '_prefetch_loop', None)

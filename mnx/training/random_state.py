@@ -68,6 +68,40 @@ def drawn_by_threads(trainer: Any) -> list[str]:
     ]
 
 
+def spread(texts: list[str], rank: int) -> str:
+    """Return the states for a rank of a training that goes on with another number of ranks.
+
+    Parameters
+    ----------
+    texts : list of str
+        What `capture` returned on each of the ranks there were.
+    rank : int
+        The first ranks go on with the states of theirs. Those that are new get generators that
+        all ranks had alike, and others with a new seed.
+    """
+    if rank < len(texts):
+        return texts[rank]
+    states = [json.loads(text) for text in texts]
+    seed = _seed_from(states[0], len(texts), rank)
+    return json.dumps(_merged(states, seed))
+
+
+def _merged(states: list[Any], seed: int) -> Any:
+    """Return the first of the states where all are equal, and a fresh one where they are not."""
+    first = states[0]
+    if all(state == first for state in states):
+        return first
+    if isinstance(first, int):
+        return seed
+    if isinstance(first, list):
+        return _get(random.Random(seed))
+    if 'has_gauss' in first:
+        return _get(np.random.RandomState(seed))  # noqa: NPY002 - as it was
+    if 'bit_generator' in first:
+        return _plain(getattr(np.random, first['bit_generator'])(seed).state)
+    return {key: _merged([state.get(key) for state in states], seed) for key in first}
+
+
 def _in_orders(trainer: Any) -> Iterator[tuple[str, Any]]:
     """Yield the generators that belong to order samplers, with a name for each."""
     iterators = getattr(trainer.updater, '_iterators', {})

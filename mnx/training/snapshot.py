@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from mnx.errors import ArgumentError, DataError, MissingDataError
 from mnx.training import random_state
+from mnx.training.whole_file import whole_file
 
 if TYPE_CHECKING:
     from mnx.communicators import CommunicatorBase
@@ -40,7 +41,7 @@ State: TypeAlias = 'dict[str, NDArray[Any]]'
 
 VERSION = 1
 _FORMAT = 'mnx/format'
-_RANDOM = 'mnx/random'
+RANDOM = 'mnx/random'
 
 
 def snapshot(
@@ -117,9 +118,9 @@ class Snapshot(Extension):
         comm = self.comm
         with comm.together('snapshot'):
             mine = capture(trainer, comm.rank)
-            digests = _digests(mine)
-        roots = comm.bcast_obj(digests)
-        different = {key: mine[key] for key in mine if roots.get(key) != digests[key]}
+            found = digests(mine)
+        roots = comm.bcast_obj(found)
+        different = {key: mine[key] for key in mine if roots.get(key) != found[key]}
         gathered = comm.gather_obj(different)
         with comm.together('snapshot'):
             if gathered is not None:
@@ -169,7 +170,7 @@ def capture(trainer: Any, rank: int) -> State:
     serializer = DictionarySerializer()
     serializer.save(trainer)
     state: State = {key: np.asarray(value) for key, value in serializer.target.items()}
-    state[_RANDOM] = np.asarray(random_state.capture(trainer, rank))
+    state[RANDOM] = np.asarray(random_state.capture(trainer, rank))
     return state
 
 
@@ -206,16 +207,8 @@ def split(merged: State, size: int, path: str) -> tuple[State, list[State]]:
 
 def write(path: Path, state: State) -> None:
     """Write an npz file that appears under its name only when it is complete on the disk."""
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        with open(unfinished, 'wb') as file:
-            np.savez(file, allow_pickle=True, **state)  # Chainer saves None as an object
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    with whole_file(path) as file:
+        np.savez(file, allow_pickle=True, **state)  # Chainer saves None as an object
 
 
 def read(path: Path) -> State:
@@ -240,10 +233,11 @@ def _load(state: State, trainer: Any, path: object) -> None:
             f'resume: {path} does not fit this trainer ({type(error).__name__}: {error}). '
             'Build model, optimizer, iterators and extensions as when it was taken.'
         ) from error
-    random_state.restore(str(state[_RANDOM]), trainer)
+    random_state.restore(str(state[RANDOM]), trainer)
 
 
-def _digests(state: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
+def digests(state: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
+    """Return a checksum of each value, its dtype and its shape."""
     return {key: _digest(value) for key, value in state.items()}
 
 
@@ -262,12 +256,3 @@ def _prefix(rank: int) -> str:
 
 def _with_prefix(merged: State, prefix: str) -> State:
     return {key[len(prefix) :]: v for key, v in merged.items() if key.startswith(prefix)}
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name last, too."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
