@@ -96,7 +96,7 @@ def _merged(states: list[Any], seed: int) -> Any:
     if isinstance(first, list):
         return _get(random.Random(seed))
     if 'has_gauss' in first:
-        return _get(np.random.RandomState(seed))  # noqa: NPY002 - as it was
+        return _get(np.random.RandomState(seed))
     if 'bit_generator' in first:
         return _plain(getattr(np.random, first['bit_generator'])(seed).state)
     return {key: _merged([state.get(key) for state in states], seed) for key in first}

@@ -49,7 +49,7 @@ def holders(
     >>> holders({'a': b'1', 'c': b'2'}, two, [0, 1], rank=1)  # each its own
     {'a': 1, 'c': 1}
     """
-    found = {key: folders[rank] for key in roots}
+    found = dict.fromkeys(roots, folders[rank])
     for key in disputed(differences):
         mine = differences[rank].get(key, roots.get(key))
         found.pop(key, None)

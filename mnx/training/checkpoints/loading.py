@@ -161,16 +161,18 @@ def _is_trained(key: str, trainer: Any) -> bool:
 
 
 def _into(comm: CommunicatorBase, saved: SavedSet, trainer: Any, state: State) -> None:
+    """Bring trainer and random states to where `state` was taken. Collective."""
     with comm.together('resume'):
         positions.prepare(trainer, state)
         try:
             trainer.serialize(Rehearsal(state))
-            NpzDeserializer(state).load(trainer)
         except (KeyError, ValueError, TypeError) as error:
             raise ArgumentError(
-                f'resume: {saved.path} does not fit this trainer '
-                f'({type(error).__name__}: {error}). Build model, optimizer, iterators and extensions as when it was taken.'
+                f'resume: {saved.path} does not fit this trainer ({type(error).__name__}: {error}).'
+                ' Build model, optimizer, iterators and extensions as when it was taken.'
             ) from error
+    with comm.together('resume'):
+        NpzDeserializer(state).load(trainer)
     positions.borrow(trainer, state, comm)
     with comm.together('resume'):
         random_state.restore(str(state[RANDOM]), trainer)
