@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from mnx.datasets import DatasetPart
-from mnx.datasets.part import owned_mask
+from mnx.datasets.part import owned_mask, parts_below
 
 ORDER = np.array([4, 0, 3, 1, 2])
 
@@ -71,3 +71,34 @@ def test_a_part_is_a_sub_dataset():
     assert part()[-1] == 4
     with pytest.raises(IndexError):
         part()[5]
+
+
+class TestBorrowing:
+    """Examples of other parts, behind one's own."""
+
+    def test_they_do_not_count(self):
+        mine = part(4, 4)
+        mine.borrow(np.array([30, 31]), ['a', 'b'])
+        assert len(mine) == 4
+        assert [mine[i] for i in range(6)] == [0, 1, 2, 3, 'a', 'b']
+        assert mine[:] == [0, 1, 2, 3]
+        assert mine[-1] == 3
+        with pytest.raises(IndexError):
+            mine[6]
+
+    def test_lending(self):
+        assert list(part(4, 4).lend(np.array([11, 13]))) == [1, 3]
+
+    def test_parts_below_wrappers(self):
+        mine, other = part(4, 4), part(4, 3)
+        wrapped = D.TransformDataset(D.TupleDataset(mine, other), lambda x: x)
+        assert parts_below(wrapped) == [mine, other]
+        assert parts_below(D.DictDataset(a=mine, b=np.arange(4))) == [mine]
+        for other_numbers in (
+            D.SubDataset(mine, 0, 2),
+            D.ConcatenatedDataset(mine, mine),
+            np.arange(3),
+            [1],
+            None,
+        ):
+            assert parts_below(other_numbers) == []

@@ -277,3 +277,15 @@ def test_deprecated_lengths_fail_on_all_ranks(comm):
     if comm.size > 1:
         with pytest.raises(MismatchError, match='local_batch_size'):
             get_epoch_trigger(1, [1, 2], comm.rank + 1, comm)
+
+
+def test_a_part_knows_of_which_whole(comm):
+    def whole(n, **options):
+        data = np.arange(n) if comm.rank == 0 else None
+        found = set(comm.allgather_obj(scatter_dataset(data, comm, **options).whole))
+        assert len(found) == 1
+        return found.pop()
+
+    assert whole(10) == '10 examples'
+    shuffled = [whole(10, shuffle=True, seed=seed) for seed in (1, 1, 2)]
+    assert shuffled[0] == shuffled[1] != shuffled[2]

@@ -99,3 +99,42 @@ def test_cupys_generator_goes_on_alike():
     trainer.updater.iteration += 1
     random_state.capture(trainer)
     assert not np.array_equal(cupy.random.rand(5).get(), expected)
+
+
+class TestSpread:
+    """To another number of ranks."""
+
+    def texts(self, seeds, orders):
+        found = []
+        for seed, order in zip(seeds, orders, strict=True):
+            np.random.seed(seed)
+            random.seed(seed)
+            generators = np.random.RandomState(order), np.random.default_rng(order)
+            sampler = GeneratorSampler(*generators)
+            sampler.second = generators[1]
+            found.append(random_state.capture(trainer_with(sampler)))
+        return found
+
+    def draws_of(self, text):
+        sampler = GeneratorSampler(np.random.RandomState(77), np.random.default_rng(77))
+        sampler.second = sampler.generators[1]
+        random_state.restore(text, trainer_with(sampler))
+        orders = [sampler.generator.rand(), sampler.second.random()]
+        return draw(), orders
+
+    def test_the_first_ranks_keep_theirs(self):
+        texts = self.texts([1, 2, 3], [4, 5, 6])
+        assert [random_state.spread(texts, rank) for rank in range(2)] == texts[:2]
+
+    def test_new_ranks_draw_other_numbers(self):
+        texts = self.texts([1, 2], [4, 5])
+        found = [self.draws_of(random_state.spread(texts, rank)) for rank in range(4)]
+        assert len({str(numbers) for numbers, _ in found}) == 4
+        assert len({str(orders) for _, orders in found}) == 4
+        assert found[3] == self.draws_of(random_state.spread(texts, 3))
+
+    def test_what_all_ranks_share_is_shared_with_new_ones(self):
+        texts = self.texts([1, 2], [4, 4])
+        found = [self.draws_of(random_state.spread(texts, rank)) for rank in range(4)]
+        assert len({str(numbers) for numbers, _ in found}) == 4
+        assert len({str(orders) for _, orders in found}) == 1

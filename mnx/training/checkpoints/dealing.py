@@ -28,6 +28,11 @@ class Part:
     n_owned: int
 
     @property
+    def held(self) -> NDArray[np.int64]:
+        """The positions as an array."""
+        return np.asarray(self.positions, np.int64)
+
+    @property
     def owned(self) -> range:
         """The positions that belong to this rank alone."""
         return self.positions[: self.n_owned]
@@ -67,7 +72,7 @@ def responsible(
     >>> responsible(Part(range(10, 14), 3), np.array([99]), np.array([3, 4, 1]))
     array([11, 99])
     """
-    table = np.concatenate([np.asarray(part.positions, np.int64), foreign])
+    table = np.concatenate([part.held, foreign])
     counts = (rest < part.n_owned) | (rest >= len(part.positions))
     return np.unique(table[rest[counts]])
 
@@ -87,7 +92,7 @@ def deal(left: NDArray[np.int64], parts: Sequence[Part]) -> list[Hand]:
     for part, own, n, share in zip(parts, mine, too_many, shares, strict=True):
         own = own[n:]
         foreign, spare = np.split(spare, [min(share - len(own), len(spare))])
-        again = np.setdiff1d(part.positions, own)[: share - len(own) - len(foreign)]
+        again = np.setdiff1d(part.held, own)[: share - len(own) - len(foreign)]
         hands.append(Hand(np.concatenate([own, again]), foreign, len(again)))
     return hands
 

@@ -162,7 +162,7 @@ def _of_others(names: frozenset[str], home: Path) -> str:
 def _check(comm: CommunicatorBase, name: str, keep: int) -> None:
     if not isinstance(keep, int) or keep < 1:
         wrong, expected, actual = 'keep is no number of sets', 'an int >= 1', repr(keep)
-    elif not name or Path(name).name != name:
+    elif name in ('', '..') or Path(name).name != name:
         wrong, expected, actual = 'name is no name of a folder', 'one without "/"', repr(name)
     else:
         return

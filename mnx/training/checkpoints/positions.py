@@ -160,7 +160,10 @@ def _dealt(
     order = dealing.order_of(hand, bounds[rank], shuffle)
     position = len(order) - len(hand.own) - len(hand.foreign)
     n_again = sum(each.n_again for each in hands)
-    note = f'{n_again} of the {len(left)} examples left in this epoch are seen twice'
+    note = (
+        f'{n_again} examples are seen again in this epoch, since {len(left)} are left for '
+        f'{len(bounds)} ranks'
+    )
     return {
         f'{prefix}order': order,
         f'{prefix}current_position': np.asarray(position),

