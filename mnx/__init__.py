@@ -35,6 +35,7 @@ from mnx.errors import MnxError as MnxError  # noqa: E402
 from mnx.extensions import (  # noqa: E402
     create_multi_node_evaluator as create_multi_node_evaluator,
 )
+from mnx.gradients.injection import inject_allreduce as inject_allreduce  # noqa: E402
 from mnx.links import MultiNodeChainList as MultiNodeChainList  # noqa: E402
 from mnx.links import parallelize as parallelize  # noqa: E402
 from mnx.optimizers import (  # noqa: E402

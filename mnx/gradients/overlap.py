@@ -1,0 +1,210 @@
+"""An exchange of gradients that starts while backward still runs.
+
+    backward    layer 4 ──► layer 3 ──► layer 2 ──► layer 1 ──► all done
+    ready          W4 b4       W3 b3       W2 b2       W1 b1       │
+    buckets           [ 0: W4 b4 W3 ]         [ 1: b3 W2 b2 ]  [ 2: W1 b1 ]
+                                    └─ start 0           └─ start 1   start 2, wait, hand out
+
+What is sent early is a *guess*: that a gradient which is ready is the whole one. It is checked when
+backward is done, against the whole gradients, and ranks tell each other; a bucket in which any rank
+was wrong goes once more. So the result never depends on what was known early, nor on the shape of
+the ranks' graphs:
+
+- Between two ends of backward every rank starts every bucket once, in the order of their numbers.
+- They have a communicator of their own, on which nothing else travels, and to start is not to
+  wait. So ranks may run through their graphs in any order.
+- A gradient that was wrong once is late from then on: it waits for the end, on all ranks.
+
+The same buckets are summed whether they start early or late, so the bits are the same.
+
+References: Das et al. 2016 (arXiv:1602.06709), Li et al. 2020 (arXiv:2006.15704).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import chainer
+import numpy as np
+
+from mnx.arrays import Array, on_gpu
+from mnx.communicators.array_messages import PendingArray
+from mnx.communicators.parameters import Layout, ParameterTable
+from mnx.errors import ArgumentError
+from mnx.gradients import buckets
+from mnx.packing import shaped_views
+
+if TYPE_CHECKING:
+    from mnx.communicators import Communicator
+
+
+class OverlappedExchange:
+    """Averages the gradients of one model, over and over.
+
+    Collective to make.
+
+    Parameters
+    ----------
+    model : chainer.Link
+        All its parameters have values.
+    comm : Communicator
+    op : {'mean', 'sum'}
+    bucket_bytes : int
+
+    Attributes
+    ----------
+    params : list of chainer.Parameter
+        Sorted by name.
+    started_early : int
+        How many buckets of the latest exchange started before backward was done.
+    """
+
+    def __init__(
+        self, model: chainer.Link, comm: Communicator, op: str, bucket_bytes: int
+    ) -> None:
+        self._model, self._comm, self._op, self._cap = model, comm, op, bucket_bytes
+        self._table = ParameterTable(model)
+        self.params: list[chainer.Parameter] = self._table.parameters()
+        self._layout = Layout(self._table.names, [p.array for p in self.params])
+        channel = comm.split(0, comm.rank)
+        assert channel is not None
+        self._channel = channel
+        self._channel.meetings.checks = False  # to compare would be to wait
+        self._late: set[int] = set()
+        self._order: list[int] | None = None  # known when backward has run once
+        self._buckets: list[list[int]] = []
+        self._seen: dict[int, Array] = {}
+        self._flying: list[PendingArray] = []
+        self._broken = False
+        self.started_early = 0
+
+    # --- while backward runs ---------------------------------------------------------------------
+
+    def wants(self, index: int) -> bool:
+        """Tell whether the gradient of this parameter is worth a signal."""
+        return index not in self._late
+
+    def ready(self, index: int, gradient: Array) -> None:
+        """Take this rank's gradient of a parameter, which is whole as far as known."""
+        self._seen[index] = gradient
+        if self._order is None or self._broken or on_gpu(gradient):
+            return
+        while self._is_full(len(self._flying)):
+            self._start_next(self._seen)
+        next((p for p in self._flying if not p.test()), None)  # MPI moves when it is asked
+
+    def _is_full(self, bucket: int) -> bool:
+        return bucket < len(self._buckets) and all(i in self._seen for i in self._buckets[bucket])
+
+    def _start_next(self, gradients: dict[int, Array]) -> None:
+        members = self._buckets[len(self._flying)]
+        self._flying.append(self._start(members, gradients))
+
+    def _start(self, members: Sequence[int], gradients: dict[int, Array]) -> PendingArray:
+        parts = [self._part(i, gradients.get(i)) for i in members]
+        xp = self.params[members[0]].xp
+        whole = parts[0] if len(parts) == 1 else xp.concatenate(parts)
+        return self._channel.start_allreduce(whole, self._op)
+
+    def _part(self, index: int, gradient: Array | None) -> Array:
+        param = self.params[index]
+        if gradient is None:  # not used on this rank
+            return param.xp.zeros(param.array.size, param.dtype)
+        return gradient.reshape(-1)
+
+    # --- when it is done -------------------------------------------------------------------------
+
+    def finish(self, totals: Sequence[Array | None]) -> list[Array | None]:
+        """Return the gradients' means (or sums), given this rank's whole gradients.
+
+        Collective: all ranks call it. None for a parameter that no rank has used.
+        """
+        self._broken, was_broken = True, self._broken  # until all has gone well
+        used, wrong = self.agree(totals, was_broken)
+        whole = {i: g for i, g in enumerate(totals) if g is not None}
+        self.started_early = len(self._flying)
+        again = self._correct_order(wrong)
+        while len(self._flying) < len(self._buckets):
+            self._start_next(whole)
+        results = self._collect(self._buckets, self._flying)
+        for members in again:
+            results.update(self._collect([members], [self._start(members, whole)]))
+        self._seen, self._flying, self._broken = {}, [], False
+        if again:
+            self._lay_out()
+        return [results[i] if i in used else None for i in range(len(self.params))]
+
+    def agree(
+        self, totals: Sequence[Array | None], was_broken: bool = False
+    ) -> tuple[set[int], set[int]]:
+        """Return which parameters any rank has used, and of which any rank has guessed wrong.
+
+        Collective: all ranks call it.
+        """
+        with self._comm._meet('backward of an injected model') as meeting:
+            meeting.bring(self._op, f'layout={self._layout.digest:08x}')
+            meeting.detail(self._layout.describe)
+            self._check(was_broken)
+        flags = np.zeros((2, len(totals)), np.uint8)
+        flags[0] = [g is not None for g in totals]
+        flags[1] = [i in self._seen and g is not self._seen[i] for i, g in enumerate(totals)]
+        self._comm._control.all_reduce(flags.reshape(-1), 'max')
+        used, wrong = (set(np.flatnonzero(row).tolist()) for row in flags)
+        return used, wrong
+
+    def _check(self, was_broken: bool) -> None:
+        if was_broken:
+            raise ArgumentError(
+                'inject_allreduce: the exchange before this one failed on some rank, so the ranks '
+                'are out of step. Remove it and inject it anew.'
+            )
+        now: list[Any] = self._table.parameters() if self._table.is_current(self._model) else []
+        if len(now) != len(self.params) or not all(map(operator.is_, now, self.params)):
+            raise ArgumentError(
+                'inject_allreduce: the model has other parameters than when it was injected. '
+                'Remove it and inject it anew.'
+            )
+        kinds = [(p.array.shape, p.array.dtype) for p in self.params]
+        if kinds != self._layout.kinds:
+            raise ArgumentError(
+                'inject_allreduce: parameters have other shapes or dtypes than when they were '
+                'injected. Remove it and inject it anew.'
+            )
+
+    def _correct_order(self, wrong: set[int]) -> list[list[int]]:
+        """Take note of what was wrong; return what must go once more. Collective."""
+        if self._order is None:
+            self._order = self._comm.bcast_obj(list(self._seen))
+            self._late |= wrong
+            self._lay_out()
+            return []
+        self._late |= wrong
+        return [bucket for bucket in self._buckets if wrong.intersection(bucket)]
+
+    def _lay_out(self) -> None:
+        """Fill the buckets: what is early in its order, then what was not seen, then what is late."""
+        assert self._order is not None
+        known = dict.fromkeys([*self._order, *range(len(self.params))])
+        order = [i for i in known if i not in self._late] + sorted(self._late)
+        dtypes = [self.params[i].dtype for i in order]
+        sizes = [self.params[i].array.nbytes for i in order]
+        # no bucket holds both: it would wait for what is late
+        kinds = [(d.str, i in self._late) for d, i in zip(dtypes, order, strict=True)]
+        found = buckets.fill(sizes, kinds, self._cap)
+        self._buckets = [[order[position] for position in bucket] for bucket in found]
+
+    def _collect(
+        self, members: Sequence[Sequence[int]], pending: Sequence[PendingArray]
+    ) -> dict[int, Array]:
+        """Wait for buckets, and cut them into gradients."""
+        found = {}
+        for bucket, flight in zip(members, pending, strict=True):
+            shapes = [self.params[i].array.shape for i in bucket]
+            found.update(zip(bucket, shaped_views(flight.wait(), shapes), strict=True))
+        return found
+
+    def close(self) -> None:
+        """Free the communicator. Collective."""
+        self._channel.finalize()
