@@ -164,9 +164,7 @@ class Entry(VariableNode):
 class AllReduceGradients(chainer.FunctionNode):
     """The identity of all parameters of a model, the last node that backward comes to."""
 
-    def __init__(
-        self, exchange: OverlappedExchange, comm: Communicator, op: str, end: Any
-    ) -> None:
+    def __init__(self, exchange: OverlappedExchange, comm: Communicator, op: str, end: Any) -> None:
         self._exchange, self._comm, self._op, self._end = exchange, comm, op, end
 
     def connect(self, params: Sequence[chainer.Parameter]) -> list[Entry]:
@@ -197,7 +195,7 @@ class AllReduceGradients(chainer.FunctionNode):
             self._end()
 
     def _differentiable(self, gys: Sequence[Variable | None]) -> tuple[Variable | None, ...]:
-        used, _ = self._exchange.agree([None if gy is None else gy.array for gy in gys])
+        used, _, _ = self._exchange.agree([None if gy is None else gy.array for gy in gys])
         return tuple(
             allreduce(self._comm, _or_zeros(gy, param), self._op) if i in used else None
             for i, (gy, param) in enumerate(zip(gys, self._exchange.params, strict=True))

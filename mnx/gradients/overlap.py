@@ -22,6 +22,7 @@ References: Das et al. 2016 (arXiv:1602.06709), Li et al. 2020 (arXiv:2006.15704
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import chainer
 import numpy as np
 
-from mnx.arrays import Array, on_gpu
+from mnx.arrays import Array, module_of, on_gpu
 from mnx.communicators.array_messages import PendingArray
 from mnx.communicators.parameters import Layout, ParameterTable
 from mnx.errors import ArgumentError
@@ -61,9 +62,7 @@ class OverlappedExchange:
         How many buckets of the latest exchange started before backward was done.
     """
 
-    def __init__(
-        self, model: chainer.Link, comm: Communicator, op: str, bucket_bytes: int
-    ) -> None:
+    def __init__(self, model: chainer.Link, comm: Communicator, op: str, bucket_bytes: int) -> None:
         self._model, self._comm, self._op, self._cap = model, comm, op, bucket_bytes
         self._table = ParameterTable(model)
         self.params: list[chainer.Parameter] = self._table.parameters()
@@ -76,7 +75,9 @@ class OverlappedExchange:
         self._order: list[int] | None = None  # known when backward has run once
         self._buckets: list[list[int]] = []
         self._seen: dict[int, Array] = {}
+        self._sent: dict[int, Array] = {}
         self._flying: list[PendingArray] = []
+        self._rounds = 0  # in which this rank has started every bucket
         self._broken = False
         self.started_early = 0
 
@@ -92,6 +93,7 @@ class OverlappedExchange:
         if self._order is None or self._broken or on_gpu(gradient):
             return
         while self._is_full(len(self._flying)):
+            self._sent.update((i, self._seen[i]) for i in self._buckets[len(self._flying)])
             self._start_next(self._seen)
         next((p for p in self._flying if not p.test()), None)  # MPI moves when it is asked
 
@@ -102,17 +104,22 @@ class OverlappedExchange:
         members = self._buckets[len(self._flying)]
         self._flying.append(self._start(members, gradients))
 
+    def _start_the_rest(self, gradients: dict[int, Array]) -> None:
+        while len(self._flying) < len(self._buckets):
+            self._start_next(gradients)
+        self._rounds += 1
+
     def _start(self, members: Sequence[int], gradients: dict[int, Array]) -> PendingArray:
         parts = [self._part(i, gradients.get(i)) for i in members]
-        xp = self.params[members[0]].xp
+        xp = module_of(parts[0])
         whole = parts[0] if len(parts) == 1 else xp.concatenate(parts)
         return self._channel.start_allreduce(whole, self._op)
 
     def _part(self, index: int, gradient: Array | None) -> Array:
-        param = self.params[index]
-        if gradient is None:  # not used on this rank
-            return param.xp.zeros(param.array.size, param.dtype)
-        return gradient.reshape(-1)
+        if gradient is not None:
+            return gradient.reshape(-1)
+        shape, dtype = self._layout.kinds[index]
+        return self.params[index].xp.zeros(math.prod(shape), dtype)
 
     # --- when it is done -------------------------------------------------------------------------
 
@@ -121,41 +128,43 @@ class OverlappedExchange:
 
         Collective: all ranks call it. None for a parameter that no rank has used.
         """
-        self._broken, was_broken = True, self._broken  # until all has gone well
-        used, wrong = self.agree(totals, was_broken)
+        used, late, again = self.agree(totals)
         whole = {i: g for i, g in enumerate(totals) if g is not None}
         self.started_early = len(self._flying)
-        again = self._correct_order(wrong)
-        while len(self._flying) < len(self._buckets):
-            self._start_next(whole)
+        self._learn(late)
+        self._start_the_rest(whole)
         results = self._collect(self._buckets, self._flying)
-        for members in again:
-            results.update(self._collect([members], [self._start(members, whole)]))
-        self._seen, self._flying, self._broken = {}, [], False
-        if again:
+        for members in self._buckets:
+            if again.intersection(members):
+                results.update(self._collect([members], [self._start(members, whole)]))
+        self._forget()
+        if late:
             self._lay_out()
         return [results[i] if i in used else None for i in range(len(self.params))]
 
-    def agree(
-        self, totals: Sequence[Array | None], was_broken: bool = False
-    ) -> tuple[set[int], set[int]]:
-        """Return which parameters any rank has used, and of which any rank has guessed wrong.
+    def agree(self, totals: Sequence[Array | None]) -> tuple[set[int], set[int], set[int]]:
+        """Return what any rank has used, what was seen too early, and what was sent wrongly.
 
-        Collective: all ranks call it.
+        Collective: all ranks call it. What it raises, all raise.
         """
-        with self._comm._meet('backward of an injected model') as meeting:
-            meeting.bring(self._op, f'layout={self._layout.digest:08x}')
-            meeting.detail(self._layout.describe)
-            self._check(was_broken)
-        flags = np.zeros((2, len(totals)), np.uint8)
+        try:
+            with self._comm._meet('backward of an injected model') as meeting:
+                meeting.bring(self._op, f'layout={self._layout.digest:08x}')
+                meeting.detail(self._layout.describe)
+                self._check()
+        except Exception:
+            self._break_off()
+            raise
+        flags = np.zeros((3, len(totals)), np.uint8)
         flags[0] = [g is not None for g in totals]
-        flags[1] = [i in self._seen and g is not self._seen[i] for i, g in enumerate(totals)]
+        flags[1] = [g is not self._seen.get(i, g) for i, g in enumerate(totals)]
+        flags[2] = [g is not self._sent.get(i, g) for i, g in enumerate(totals)]
         self._comm._control.all_reduce(flags.reshape(-1), 'max')
-        used, wrong = (set(np.flatnonzero(row).tolist()) for row in flags)
-        return used, wrong
+        used, late, again = (set(np.flatnonzero(row).tolist()) for row in flags)
+        return used, late, again
 
-    def _check(self, was_broken: bool) -> None:
-        if was_broken:
+    def _check(self) -> None:
+        if self._broken:
             raise ArgumentError(
                 'inject_allreduce: the exchange before this one failed on some rank, so the ranks '
                 'are out of step. Remove it and inject it anew.'
@@ -173,15 +182,12 @@ class OverlappedExchange:
                 'injected. Remove it and inject it anew.'
             )
 
-    def _correct_order(self, wrong: set[int]) -> list[list[int]]:
-        """Take note of what was wrong; return what must go once more. Collective."""
+    def _learn(self, late: set[int]) -> None:
+        """Take note of what was late, and of rank 0's order, the first time. Collective."""
+        self._late |= late
         if self._order is None:
             self._order = self._comm.bcast_obj(list(self._seen))
-            self._late |= wrong
             self._lay_out()
-            return []
-        self._late |= wrong
-        return [bucket for bucket in self._buckets if wrong.intersection(bucket)]
 
     def _lay_out(self) -> None:
         """Fill the buckets: what is early in its order, then what was not seen, then what is late."""
@@ -205,6 +211,21 @@ class OverlappedExchange:
             found.update(zip(bucket, shaped_views(flight.wait(), shapes), strict=True))
         return found
 
+    def _forget(self) -> None:
+        self._seen, self._sent, self._flying = {}, {}, []
+
+    def _break_off(self) -> None:
+        """Start what other ranks may have started: what is never matched is never done."""
+        if not self._broken:
+            self._start_the_rest({})
+        self._forget()
+        self._broken = True
+
     def close(self) -> None:
         """Free the communicator. Collective."""
+        begun = self._rounds + bool(self._flying)
+        (rounds,) = self._comm.allreduce(np.array([begun]), 'max')
+        while self._rounds < rounds:
+            self._start_the_rest({})
+            self._forget()
         self._channel.finalize()

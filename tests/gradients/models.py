@@ -115,9 +115,7 @@ def tied(model: Tied, x: np.ndarray, t: np.ndarray, rank: int) -> chainer.Variab
     return F.softmax_cross_entropy(model.out(h), t)
 
 
-def branch_on_one_rank(
-    model: MLP, x: np.ndarray, t: np.ndarray, rank: int
-) -> chainer.Variable:
+def branch_on_one_rank(model: MLP, x: np.ndarray, t: np.ndarray, rank: int) -> chainer.Variable:
     h = model.hidden(x)
     return F.softmax_cross_entropy(model.l3(model.left(h) if rank == 0 else h), t)
 
