@@ -27,6 +27,7 @@ from mnx import links as links  # noqa: E402
 from mnx import optimizers as optimizers  # noqa: E402
 from mnx import testing as testing  # noqa: E402
 from mnx.communicators import CommunicatorBase as CommunicatorBase  # noqa: E402
+from mnx.communicators import Distributed as Distributed  # noqa: E402
 from mnx.communicators import create_communicator as create_communicator  # noqa: E402
 from mnx.datasets import DataSizeError as DataSizeError  # noqa: E402
 from mnx.datasets import scatter_dataset as scatter_dataset  # noqa: E402

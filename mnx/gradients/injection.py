@@ -15,8 +15,8 @@ means are made, and all that is needed for them to be right.
 comes to it right after their last use, and the exchange may start. Its output counts as deep as the
 link's input was, so all that uses it is deeper, and the node itself a little less deep.
 
-Chainer's stored gradients (``accumulate``, ``cleargrads``), loss scaling and ``retain_grad`` work as
-ever, since the parameter's own node is still the leaf of the graph.
+Gradients that add up, loss scaling and ``retain_grad`` work as ever, since the parameter's own node
+is still the leaf of the graph.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ class OverlappedExchange:
             self._lay_out()
 
     def _lay_out(self) -> None:
-        """Fill the buckets: what is early in its order, then what was not seen, then what is late."""
+        """Fill the buckets: what is early, in its order; what was not seen; what is late."""
         assert self._order is not None
         known = dict.fromkeys([*self._order, *range(len(self.params))])
         order = [i for i in known if i not in self._late] + sorted(self._late)
@@ -205,7 +205,7 @@ class OverlappedExchange:
         self, members: Sequence[Sequence[int]], pending: Sequence[PendingArray]
     ) -> dict[int, Array]:
         """Wait for buckets, and cut them into gradients."""
-        found = {}
+        found: dict[int, Array] = {}
         for bucket, flight in zip(members, pending, strict=True):
             shapes = [self.params[i].array.shape for i in bucket]
             found.update(zip(bucket, shaped_views(flight.wait(), shapes), strict=True))
