@@ -1,7 +1,7 @@
 """Imports point downwards only, and each wire library has one home.
 
     mnx itself, extensions, global_except_hook, testing
-    cli, training
+    cli, recipes, training
     optimizers, links
     gradients, functions, datasets, iterators
     communicators
@@ -25,7 +25,7 @@ HOME = Path(mnx.__file__).parent
 
 LAYERS = (
     {'mnx', '__main__', 'extensions', 'global_except_hook', 'testing'},
-    {'cli', 'training'},
+    {'cli', 'recipes', 'training'},
     {'optimizers', 'links'},
     {'gradients', 'functions', 'datasets', 'iterators'},
     {'communicators'},

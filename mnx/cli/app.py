@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mnx.cli import bench, check, info, speech
+from mnx.cli import bench, check, info, speech, train
 from mnx.cli import run as run_command
 from mnx.errors import LaunchError, MissingPackageError
 
 Command = Callable[[], int]  # returns the exit status
 
-COMMANDS = (info, check, run_command, bench)
+COMMANDS = (info, check, run_command, bench, train)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

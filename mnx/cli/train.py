@@ -1,0 +1,171 @@
+"""``mnx train CONFIG.yaml``: train what a recipe describes, on one process or many."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from mnx.cli import speech, tables
+from mnx.communicators import Communicator, create_communicator
+from mnx.errors import ArgumentError, MissingDataError
+
+if TYPE_CHECKING:
+    from mnx.recipes.grid import Grid
+    from mnx.recipes.plan import LayerPlan
+    from mnx.recipes.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line asks for."""
+
+    path: str
+    datapar: bool = False
+    modelpar: bool = False
+    grid: str | None = None
+    describe: bool = False
+    seed: int | None = None
+    output: str | None = None
+    resume: str | None = None
+
+
+def add_to(app: Any, choose: Callable[[Callable[[], int]], None]) -> None:
+    """Add the command to a typer application."""
+    import typer
+
+    @app.command()
+    def train(
+        path: Annotated[str, typer.Argument(metavar='CONFIG', help='A recipe in YAML.')],
+        datapar: Annotated[
+            bool, typer.Option('--datapar', '-p', help='Each process has a part of each batch.')
+        ] = False,
+        modelpar: Annotated[
+            bool, typer.Option('--modelpar', '-m', help='Each process has a part of the model.')
+        ] = False,
+        grid: Annotated[
+            str | None,
+            typer.Option(metavar='DxM', help='With both: the batch in D parts, the model in M.'),
+        ] = None,
+        describe: Annotated[
+            bool, typer.Option('--describe', help='Tell layers, sizes and traffic; do not train.')
+        ] = False,
+        seed: Annotated[
+            int | None, typer.Option('--rng-seed', '-r', min=0, help="Instead of the recipe's.")
+        ] = None,
+        output: Annotated[
+            str | None, typer.Option('--output', '-o', metavar='FILE', help='Append results here.')
+        ] = None,
+        resume: Annotated[
+            str | None, typer.Option(metavar='FILE', help='Go on from a snapshot.')
+        ] = None,
+    ) -> None:
+        """Train a model that a file of YAML describes."""
+        wishes = Wishes(path, datapar, modelpar, grid, describe, seed, output, resume)
+        choose(lambda: execute(wishes))
+
+
+def execute(wishes: Wishes) -> int:
+    """Train or describe; return the exit status. Collective."""
+    speech.needs('pydantic', 'yaml')
+    with create_communicator() as world:
+        return run(wishes, world)
+
+
+def run(wishes: Wishes, world: Communicator) -> int:
+    """Do what is wished on the ranks of `world`. Collective."""
+    from mnx.recipes.grid import arrange
+
+    try:
+        rows, columns = _shape(wishes, world.size)
+        prepared = _prepare(wishes, world, rows)
+    except (ArgumentError, MissingDataError) as error:
+        for line in str(error).splitlines():
+            speech.complain(line)
+        return speech.USAGE
+    if wishes.describe:
+        _describe(prepared, rows, columns)
+        return speech.OK
+    with arrange(world, rows, columns) as grid:
+        return _train(wishes, prepared, grid)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe that has been checked, and its data."""
+
+    recipe: 'Recipe'
+    layers: 'list[LayerPlan]'
+    samples: Any
+
+
+def _shape(wishes: Wishes, size: int) -> tuple[int, int]:
+    from mnx.recipes import grid
+
+    if wishes.describe and wishes.grid:
+        return grid.parse(wishes.grid)  # of ranks that need not be there
+    return grid.choose(size, datapar=wishes.datapar, modelpar=wishes.modelpar, grid=wishes.grid)
+
+
+def _prepare(wishes: Wishes, world: Communicator, rows: int) -> Prepared:
+    """Read and check all that can be wrong with the files."""
+    from mnx.recipes import training
+
+    document, recipe = training.read(wishes.path, world)
+    if wishes.seed is not None:
+        recipe = recipe.model_copy(update={'seed': wishes.seed})
+    samples = training.load(recipe, document, world)
+    layers = training.plan_of(recipe, document, samples)
+    training.check(recipe, document, rows, len(samples.train))
+    return Prepared(recipe, layers, samples)
+
+
+def _describe(prepared: Prepared, rows: int, columns: int) -> None:
+    from mnx.recipes import describe
+
+    recipe, layers = prepared.recipe, prepared.layers
+    _say(f'data: {prepared.samples.description}')
+    _say(f'{_processes(rows, columns)}; {recipe.batch_size} samples in each step\n')
+    right = [c for c in describe.LAYER_COLUMNS if c == 'parameters']
+    table = describe.layer_rows(recipe, layers, rows, columns)
+    tables.print_table(describe.LAYER_COLUMNS, table, right=right)
+    _say('')
+    table = describe.rank_rows(recipe, layers, rows, columns)
+    tables.print_table(describe.RANK_COLUMNS, table, right=describe.RANK_COLUMNS)
+
+
+def _train(wishes: Wishes, prepared: Prepared, grid: 'Grid') -> int:
+    from mnx.recipes.training import Report, Session, append_row
+
+    recipe, world = prepared.recipe, grid.world
+    session = Session(recipe, prepared.layers, prepared.samples, grid)
+    _say(f'data: {prepared.samples.description}')
+    _say(_processes(*grid.shape))
+    if world.rank == 0:
+        session.trainer.extend(Report(_say))
+    if wishes.resume:
+        try:
+            session.resume(wishes.resume)
+        except (ArgumentError, MissingDataError) as error:
+            speech.complain(str(error))
+            return speech.USAGE
+    results = session.run()
+    shown = [f'{k.removeprefix("test/")} {v:.4f}' for k, v in results.items() if 'test/' in k]
+    _say(f'test: {", ".join(shown)}')
+    if wishes.output:
+        rows, columns = grid.shape
+        facts = {'config': wishes.path, 'datapar': rows, 'modelpar': columns, 'seed': recipe.seed}
+        append_row(wishes.output, {**facts, 'epochs': recipe.epochs, **results}, world)
+    return speech.OK
+
+
+def _processes(rows: int, columns: int) -> str:
+    size = rows * columns
+    if size == 1:
+        return '1 process'
+    data = f'each batch in {rows} parts' if rows > 1 else 'whole batches'
+    model = f'the model in {columns} parts' if columns > 1 else 'whole models'
+    return f'{size} processes: {data}, {model}'
+
+
+def _say(text: str) -> None:
+    if speech.speaks():
+        print(text, flush=True)
