@@ -77,9 +77,8 @@ def run(wishes: Wishes, world: Communicator) -> int:
     try:
         rows, columns = _shape(wishes, world.size)
         prepared = _prepare(wishes, world, rows)
-    except (ArgumentError, MissingDataError) as error:
-        for line in str(error).splitlines():
-            speech.complain(line)
+    except ArgumentError as error:
+        speech.complain(str(error))
         return speech.USAGE
     if wishes.describe:
         _describe(prepared, rows, columns)

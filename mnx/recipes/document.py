@@ -58,14 +58,16 @@ class Document:
     _root: yaml.Node
 
     def error(self, *problems: EntryError) -> ArgumentError:
-        """Return an error of one line for each problem, in the order of the file."""
-        found = sorted({(*locate(self._root, p.path), p.text) for p in problems})
-        return ArgumentError(
-            '\n'.join(
-                f'{self.name}:{line}: {key}: {text}' if key else f'{self.name}:{line}: {text}'
-                for line, key, text in found
-            )
-        )
+        """Return an error of one line for each problem, in the order of the file.
+
+        A mistake at an anchor, which all its aliases share, is told once.
+        """
+        found: dict[tuple[int, str], str] = {}
+        for problem in problems:
+            line, key = locate(self._root, problem.path)
+            words = [f'{self.name}:{line}', *([key] if key else []), problem.text]
+            found.setdefault((line, problem.text), ': '.join(words))
+        return ArgumentError('\n'.join(found[place] for place in sorted(found)))
 
     @contextmanager
     def explains(self) -> Iterator[None]:

@@ -323,12 +323,12 @@ def validate(document: Document) -> Recipe:
         return recipe
     except ValidationError as error:
         details = error.errors(include_url=False)
-    raise document.error(*map(problem_of, details))
+    raise document.error(*(problem_of(detail, document.value) for detail in details))
 
 
-def problem_of(detail: ErrorDetails) -> EntryError:
-    """Translate one of pydantic's errors."""
-    path, context = detail['loc'], detail.get('ctx', {})
+def problem_of(detail: ErrorDetails, value: Any) -> EntryError:
+    """Translate one of pydantic's errors about `value`."""
+    path, context = without_tags(detail['loc'], value), detail.get('ctx', {})
     match detail['type']:
         case 'unknown':
             return EntryError((*path, context['key']), detail['msg'])
@@ -340,11 +340,35 @@ def problem_of(detail: ErrorDetails) -> EntryError:
             expected, found = context['expected_tags'], context['tag']
             return EntryError((*path, 'type'), f'expected one of {expected}, but got {found!r}')
         case 'model_type' | 'model_attributes_type' | 'dict_type':
-            return EntryError(
-                path, f'expected a mapping of keys, but got {_shown(detail["input"])}'
-            )
-    expected = detail['msg'].replace('Input should', 'should')
+            expected = 'expected a mapping of keys'
+        case _:
+            expected = detail['msg'].replace('Input should be', 'expected')
+            expected = expected.replace('expected greater', 'expected a number greater')
+            expected = expected.replace('expected less', 'expected a number less')
     return EntryError(path, f'{expected}, but got {_shown(detail["input"])}')
+
+
+def without_tags(path: tuple[str | int, ...], value: Any) -> tuple[str | int, ...]:
+    """Return the keys in a path of pydantic's, which names the types of mappings, too.
+
+    >>> without_tags(('rule', 'momentum', 'momentum'), {'rule': {'type': 'momentum'}})
+    ('rule', 'momentum')
+    """
+    keys: list[str | int] = []
+    at_tag = False
+    for part in path:
+        at_tag = not at_tag and isinstance(value, dict) and value.get('type') == part
+        if not at_tag:
+            keys.append(part)
+            value = _inside(value, part)
+    return tuple(keys)
+
+
+def _inside(value: Any, part: str | int) -> Any:
+    try:
+        return value[part]
+    except (KeyError, IndexError, TypeError):
+        return None
 
 
 def _shown(value: Any) -> str:

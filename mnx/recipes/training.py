@@ -19,7 +19,7 @@ from chainer.training import extensions
 
 from mnx.communicators import Communicator
 from mnx.datasets import load_images
-from mnx.errors import ArgumentError
+from mnx.errors import ArgumentError, MissingDataError
 from mnx.links import ParallelGradientClipping
 from mnx.optimizers import create_multi_node_optimizer
 from mnx.recipes import rules, schema
@@ -78,13 +78,17 @@ def _text_of(path: str) -> str:
     except OSError as error:
         raise ArgumentError(f'{path}: cannot be read ({error.strerror}). Check its name.') from None
     except UnicodeDecodeError as error:
-        raise ArgumentError(f'{path}: not a text in UTF-8 (byte {error.start}).') from None
+        raise ArgumentError(f'{path}:1: not a text in UTF-8 (byte {error.start}).') from None
 
 
 def load(recipe: schema.Recipe, document: Document, comm: Communicator) -> Samples:
     """Return the recipe's data. Collective: rank 0 reads, all have it in the end."""
     data = recipe.data
-    images = load_images(data.name, data.folder, comm=comm)
+    try:
+        images = load_images(data.name, data.folder, comm=comm)
+    except (ArgumentError, MissingDataError) as error:  # on all ranks
+        key = 'name' if data.folder is None else 'folder'
+        raise document.error(EntryError(('data', key), str(error))) from None
     shape = sample_shape(images.n_pixels, data.shape)
     with document.explains():
         if shape is None:
