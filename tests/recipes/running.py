@@ -11,8 +11,8 @@ from mnx.communicators import Communicator
 from mnx.recipes import schema, training
 from mnx.recipes.document import Document, parse
 from mnx.recipes.grid import arrange
-from tests.links.training import wholes
 from tests.launching import ROOT
+from tests.links.training import wholes
 
 EXAMPLES = ROOT / 'examples' / 'mnist'
 
