@@ -18,6 +18,7 @@ from mnx.training.whole_file import whole_file
 
 _FACTS = 'mnx/facts'
 _CHUNK = 1 << 20
+_write_array: Callable[..., None] = np.lib.format.write_array
 
 
 class FileFacts(NamedTuple):
@@ -69,7 +70,7 @@ def write(path: Path, state: State, elsewhere: dict[str, list[str]]) -> FileFact
         with zipfile.ZipFile(hashed, 'w') as archive:  # type: ignore[call-overload]
             for key, value in arrays.items():
                 with archive.open(f'{key}.npy', 'w', force_zip64=True) as entry:
-                    np.lib.format.write_array(entry, value, allow_pickle=False)
+                    _write_array(entry, value, allow_pickle=False)
     return hashed.facts()
 
 

@@ -74,7 +74,8 @@ def responsible(
     """
     table = np.concatenate([part.held, foreign])
     counts = (rest < part.n_owned) | (rest >= len(part.positions))
-    return np.unique(table[rest[counts]])
+    found: NDArray[np.int64] = np.unique(table[rest[counts]])
+    return found
 
 
 def deal(left: NDArray[np.int64], parts: Sequence[Part]) -> list[Hand]:
