@@ -88,6 +88,10 @@ def fit(args, comm, optimizer, train, test, copies=None):
     trainer.extend(mnx.extensions.snapshot(comm, 'snapshot'))
     if args.resume:
         mnx.extensions.resume(args.resume, trainer, comm)
+    if args.checkpoint:
+        checkpoint = mnx.extensions.Checkpoint(comm)
+        trainer.extend(checkpoint)
+        checkpoint.resume(trainer)
     trainer.run()
 
     accuracy = evaluator().get('validation/main/accuracy', np.nan)  # known where the loss is
@@ -124,6 +128,7 @@ def parse_arguments(doc=__doc__):
     add('--gpu', '-g', action='store_true', help='one GPU for each process of a machine')
     add('--out', '-o', default='result', help='folder for log, plots and snapshot')
     add('--resume', '-r', metavar='FILE', help='go on from a snapshot, such as result/snapshot')
+    add('--checkpoint', '-c', action='store_true', help='go on from the newest in OUT, if any')
     add('--communicator', default='auto', help="how gradients travel; 'auto' chooses")
     add('--dataset', choices=mnx.datasets.IMAGES, default='auto', help="'auto' takes what is there")
     add('--data-dir', metavar='DIR', help='folder with the files of MNIST or Fashion-MNIST')

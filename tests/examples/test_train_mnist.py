@@ -78,6 +78,20 @@ def test_interrupted_and_resumed_it_ends_with_the_same_bits(tmp_path, n):
     assert [e['epoch'] for e in json.loads((part / 'log').read_text())] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
+@pytest.mark.limit(240)
+def test_started_again_with_checkpoints(tmp_path):
+    whole, part = tmp_path / 'whole', tmp_path / 'part'
+    accuracy = accuracy_of(run(2, *QUICK, '-e', 3, '-o', whole))
+    accuracy_of(run(2, *QUICK, '-e', 2, '-o', part, '--checkpoint'))
+    rest = run(2, *QUICK, '-e', 3, '-o', part, '--checkpoint')
+    assert accuracy_of(rest) == accuracy
+    assert parameters(part) == parameters(whole)
+    more = run(3, *QUICK, '-e', 4, '-o', part, '--checkpoint')
+    assert accuracy_of(more) > 0.3
+    assert '2 ranks then, 3 now' in more.stdout
+
+
 def test_without_mpiexec_it_is_one_process(tmp_path):
     pytest.importorskip('sklearn')
     command = [sys.executable, str(SCRIPT), *map(str, QUICK), '-e', '1', '-o', str(tmp_path)]

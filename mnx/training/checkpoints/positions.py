@@ -79,8 +79,8 @@ def _rest(state: Mapping[str, Any], prefix: str, length: int) -> NDArray[np.int6
 def prepare(trainer: Any, state: State) -> None:
     """Let iterators without an order have one, if they got one when the data were dealt out."""
     for name, iterator in iterators_of(trainer).items():
-        has_sampler = getattr(iterator, 'order_sampler', None) is not None
-        if f'{prefix_of(name)}order' in state and not has_sampler:
+        has_none = hasattr(iterator, 'order_sampler') and iterator.order_sampler is None
+        if f'{prefix_of(name)}order' in state and has_none:
             set_order_sampler(iterator, InOrder())
             iterator.reset()
 

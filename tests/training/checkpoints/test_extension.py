@@ -5,6 +5,7 @@ import random
 import re
 import resource
 import shutil
+import subprocess
 from collections import Counter
 
 import chainer
@@ -98,7 +99,7 @@ class TestGoingOn:
     def test_a_split_model(self, comm, shared_path):
         """Saved as a whole: what a rank has depends on their number, what is on the disk not."""
 
-        def make(fill):
+        def make(comm, fill):
             np.random.seed(fill)
             link = mnx.links.ParallelLinear(3, 8, comm)
             optimizer = chainer.optimizers.SGD().setup(link)
@@ -106,15 +107,18 @@ class TestGoingOn:
             updater = training.updaters.StandardUpdater(iterator, optimizer)
             return training.Trainer(updater, (1, 'iteration'), out=str(shared_path)), link
 
-        trainer, link = make(5)
+        trainer, link = make(comm, 5)
         trainer._start_at = 0
         Checkpoint(comm)(trainer)
         differs = manifest.read(shared_path / 'checkpoint/000001_iteration_0').differs
         assert not [key for key in differs if 'model:' in key]
-        other, other_link = make(6)
-        assert not np.array_equal(other_link.W.array, link.W.array)
-        Checkpoint(comm).resume(other)
-        np.testing.assert_array_equal(other_link.W.array, link.W.array)
+        whole = link.W.whole_of()
+        for size in {comm.size, max(1, comm.size - 1)}:
+            group = comm.group(range(size))
+            if group is not None:
+                other, other_link = make(group, 6)
+                Checkpoint(group).resume(other)
+                np.testing.assert_array_equal(other_link.W.whole_of(), whole)
 
 
 class TestWhatIsWritten:
@@ -350,11 +354,46 @@ class TestFailingDisks:
         again = build(comm, shared_path, seed=9)
         assert again.checkpoint.resume(again).iteration == 1
 
+    def test_a_full_disk(self, comm, shared_path, request):
+        """A real one, of a megabyte."""
+        disk = shared_path / 'disk'
+        on_root_only(comm, disk.mkdir)
+        if not comm.bcast_obj(comm.rank == 0 and mount(disk, '1m')):
+            pytest.skip('needs the right to mount a file system')
+        request.addfinalizer(lambda: on_root_only(comm, lambda: unmount(disk)))
+        trainer = build(comm, shared_path, until=(200, 'iteration'), path=disk, keep=1000)
+        with pytest.raises((OSError, RemoteError), match='No space left'):
+            trainer.run(show_loop_exception_msg=False)
+        comm.barrier()
+        sets = sets_in(disk)
+        assert trainer.updater.iteration == len(sets) + 1 > 2
+        again = build(comm, shared_path, until=(200, 'iteration'), path=disk, keep=1, seed=9)
+        resumed = again.checkpoint.resume(again)
+        assert (resumed.path.name, resumed.skipped) == (sets[-1], [])
+        on_root_only(comm, lambda: shutil.rmtree(disk / 'checkpoint' / sets[0]))
+        again.stop_trigger = training.triggers.IntervalTrigger(len(sets) + 3, 'iteration')
+        again.run()
+        whole = build(comm, shared_path / 'whole', until=(len(sets) + 3, 'iteration'))
+        whole.run()
+        assert parameters(again) == parameters(whole)
+
     def test_a_folder_that_is_a_file(self, comm, shared_path):
         trainer = build(comm, shared_path, until=(1, 'iteration'))
         on_root_only(comm, lambda: (shared_path / 'checkpoint').write_text(''))
         with pytest.raises(OSError, match='Not a directory'):
             trainer.run(show_loop_exception_msg=False)
+
+
+def mount(folder, size):
+    command = ['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', str(folder)]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def unmount(folder):
+    subprocess.run(['umount', str(folder)], check=True)
 
 
 @pytest.mark.parametrize(
@@ -461,6 +500,31 @@ class TestAnotherNumberOfRanks:
         trainer = build(comm, out, path=out / f'disk_{comm.rank}')
         with pytest.raises(DataError, match=r'need a folder\s+that all ranks see'):
             trainer.checkpoint.resume(trainer)
+
+    @pytest.mark.parametrize('kind', ['multi_node', 'synchronized'])
+    def test_iterators_that_are_alike_on_all_ranks(self, comm, shared_path, kind):
+        def make(comm, seed):
+            np.random.seed(seed + comm.rank)
+            optimizer = chainer.optimizers.SGD().setup(L.Linear(1, 1, initialW=1))
+            actual = SerialIterator(np.arange(20.0), 2)
+            wrap = getattr(mnx.iterators, f'create_{kind}_iterator')
+            updater = training.updaters.StandardUpdater(wrap(actual, comm), optimizer)
+            return training.Trainer(updater, (1, 'iteration'), out=str(shared_path))
+
+        trainer = make(comm, 0)
+        iterator = trainer.updater.get_iterator('main')
+        for _ in range(3):
+            iterator.next()
+        trainer._start_at = 0
+        Checkpoint(comm)(trainer)
+        expected = [list(iterator.next()) for _ in range(12)]  # into the next epoch
+        for size in {comm.size, max(1, comm.size - 1)}:
+            group = comm.group(range(size))
+            if group is not None:
+                other = make(group, 9)
+                assert Checkpoint(group).resume(other)
+                iterator = other.updater.get_iterator('main')
+                assert [list(iterator.next()) for _ in range(12)] == expected
 
     @pytest.mark.needs_ranks(2)
     def test_different_models_are_refused(self, comm, shared_path):
