@@ -99,6 +99,8 @@ def parse(text: str, name: str) -> Document:
         return Document(name, loader.construct_document(root), root)
     except yaml.YAMLError as error:
         raise ArgumentError(_of_yaml(error, name)) from None
+    except RecursionError:
+        raise ArgumentError(f'{name}:1: too many levels, one inside the other') from None
     except (TypeError, ValueError) as error:
         if isinstance(error, ArgumentError):
             raise
@@ -152,10 +154,7 @@ def _check_size(root: yaml.Node, name: str) -> None:
             raise ArgumentError(_at(name, node, f'more than {LARGEST} values, aliases written out'))
         return known
 
-    try:
-        size(root)
-    except RecursionError:
-        raise ArgumentError(f'{name}:1: too many levels, one inside the other') from None
+    size(root)
 
 
 def _children(node: yaml.Node) -> list[yaml.Node]:
