@@ -10,9 +10,8 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from mnx.communicators.array_messages import ArrayMessages
 from mnx.communicators.endpoint import Config, Resources
-from mnx.communicators.model_messages import ModelMessages
+from mnx.communicators.gradient_messages import GradientMessages
 from mnx.communicators.object_messages import ObjectMessages
 from mnx.errors import ArgumentError
 from mnx.health import farewell
@@ -20,7 +19,7 @@ from mnx.transports.base import Channels
 from mnx.transports.local import LocalChannels
 
 
-class Communicator(ArrayMessages, ObjectMessages, ModelMessages):
+class Communicator(GradientMessages, ObjectMessages):
     """A group of ranks that train together.
 
     Made by `mnx.create_communicator`. Use it as a context manager, or call `finalize`, to free

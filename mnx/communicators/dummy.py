@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mnx.communicators.base import Communicator
+from mnx.transports.local import Done
 
 
 class DummyCommunicator(Communicator):
@@ -15,3 +16,7 @@ class DummyCommunicator(Communicator):
 
     def sum_buffer(self, buffer: object) -> None:
         """Do nothing."""
+
+    def start_sum(self, buffer: object) -> Done:
+        """Do nothing."""
+        return Done()

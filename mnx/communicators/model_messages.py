@@ -20,6 +20,7 @@ from mnx.communicators.parameters import Layout, ParameterTable
 from mnx.errors import ArgumentError
 from mnx.health.meeting import Meeting
 from mnx.packing import Packer, divide, multiply
+from mnx.transports.base import Pending
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ class ModelMessages(Endpoint):
         """Replace a flat buffer by its sum over all ranks. Collective."""
         self._arrays.all_reduce(buffer)
 
+    def start_sum(self, buffer: Array) -> Pending:
+        """Start `sum_buffer`; the buffer is not to be touched until it has ended. Collective."""
+        return self._arrays.start_all_reduce(buffer)
+
     def multi_node_mean_grad(
         self,
         model: chainer.Link,
@@ -99,19 +104,27 @@ class ModelMessages(Endpoint):
         rounded once on its way out and once on its way back, and summed in float32. Inside a node
         it changes nothing.
         """
-        with self._meet('multi_node_mean_grad') as meeting:
+        layout, grads, scaling = self._agree_on_gradients(
+            'multi_node_mean_grad', model, zero_fill, weight, fact
+        )
+        if self.size > 1 or self._config.allreduce_grad_dtype is not None:
+            self.mean_arrays(grads, layout, scaling)
+        if chainer.is_debug():
+            check_finite(layout.names, grads)
+
+    def _agree_on_gradients(
+        self, call: str, model: chainer.Link, zero_fill: bool, weight: float | None, fact: str
+    ) -> tuple[Layout, list[Array], Scaling]:
+        """Return the gradients there are, the same ones on all ranks, and their shares."""
+        with self._meet(call) as meeting:
             layout, grads = self._table(model).gradients(zero_fill)
             meeting.bring(fact, f'weighted={weight is not None}')
             _bring_layout(meeting, layout)
             if weight is not None and not 0 <= weight < float('inf'):
                 raise ArgumentError(
-                    f'multi_node_mean_grad: a weight is finite and not negative, but got {weight}.'
+                    f'{call}: a weight is finite and not negative, but got {weight}.'
                 )
-        scaling = self._scaling(weight)
-        if self.size > 1 or self._config.allreduce_grad_dtype is not None:
-            self.mean_arrays(grads, layout, scaling)
-        if chainer.is_debug():
-            _check_finite(layout, grads)
+        return layout, grads, self._scaling(weight)
 
     def allreduce_grad(self, model: chainer.Link, zero_fill: bool = False) -> None:
         """As `multi_node_mean_grad`, its old name."""
@@ -204,10 +217,11 @@ def _bring_layout(meeting: Meeting, layout: Layout) -> None:
     meeting.detail(layout.describe)
 
 
-def _check_finite(layout: Layout, grads: Sequence[Array]) -> None:
-    pairs = zip(layout.names, grads, strict=True)
+def check_finite(names: Sequence[str], grads: Sequence[Array]) -> None:
+    """Raise if a mean is not finite; every rank does, since it is the same everywhere."""
+    pairs = zip(names, grads, strict=True)
     bad = [name for name, grad in pairs if not bool((abs(grad) < float('inf')).all())]
-    if bad:  # the mean is the same everywhere, so every rank raises
+    if bad:
         raise ArgumentError(
             f'multi_node_mean_grad: gradients diverged after allreduce: {", ".join(bad)}. '
             'Some rank had a NaN or an infinity there before.'

@@ -1,6 +1,7 @@
 """Any Chainer optimizer, on many ranks."""
 
+from mnx.optimizers.create import create_multi_node_optimizer as create_multi_node_optimizer
+from mnx.optimizers.double_buffering import DoubleBufferingOptimizer as DoubleBufferingOptimizer
 from mnx.optimizers.multi_node import MultiNodeOptimizer as MultiNodeOptimizer
-from mnx.optimizers.multi_node import create_multi_node_optimizer as create_multi_node_optimizer
 
-__all__ = ['MultiNodeOptimizer', 'create_multi_node_optimizer']
+__all__ = ['DoubleBufferingOptimizer', 'MultiNodeOptimizer', 'create_multi_node_optimizer']

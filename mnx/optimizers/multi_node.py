@@ -18,10 +18,10 @@ from chainer.backends import cuda
 from chainer.serializer import Deserializer, Serializer
 
 from mnx.communicators import Communicator
-from mnx.errors import ArgumentError, DtypeError
+from mnx.errors import ArgumentError
 from mnx.gradients.exchange import GradientExchange
 from mnx.optimizers.batch_size import batch_size, other_sizes
-from mnx.optimizers.drift import PERIOD, DriftCheck, period_of
+from mnx.optimizers.drift import PERIOD, DriftCheck
 from mnx.optimizers.link_state import LinkState
 from mnx.optimizers.noise import same_noise
 from mnx.optimizers.replicate import (
@@ -136,10 +136,7 @@ class MultiNodeOptimizer:
             if weight is None:
                 weight, doubt = self._weigh(args, kwds)
         self._once = [param for param in self._once if not free_if_used(param)]
-        self._exchange(self.target, weight, doubt + self._facts())
-        with same_noise(self.actual_optimizer, self.communicator):
-            self.actual_optimizer.update(None)
-        self._drift.after_update(self.target)
+        self._step(weight, doubt + self._facts())
 
     def serialize(self, serializer: Serializer) -> None:
         """Save or load the actual optimizer's state.
@@ -149,6 +146,17 @@ class MultiNodeOptimizer:
         """
         self.actual_optimizer.serialize(serializer)
         self._compared = self._compared and not isinstance(serializer, Deserializer)
+
+    def _step(self, weight: float | None, facts: str) -> None:
+        """Exchange gradients and update; `facts` must be equal on all ranks."""
+        self._exchange(self.target, weight, facts)
+        self._apply()
+
+    def _apply(self) -> None:
+        """Update by the gradients that are there."""
+        with same_noise(self.actual_optimizer, self.communicator):
+            self.actual_optimizer.update(None)
+        self._drift.after_update(self.target)
 
     def _backward(
         self,
@@ -275,91 +283,6 @@ def _settings(hook: object) -> str:
     """Return the numbers and words of a hook, such as the rate of its decay."""
     settings = getattr(hook, '__dict__', {}).items()
     return ', '.join(f'{k}={v}' for k, v in settings if isinstance(v, (int, float, str)))
-
-
-def create_multi_node_optimizer(
-    actual_optimizer: chainer.Optimizer,
-    communicator: Communicator,
-    double_buffering: bool = False,
-    zero_fill: bool = True,
-    *,
-    weight: Callable[..., float] | None = None,
-    check_every: int | None = None,
-) -> MultiNodeOptimizer:
-    """Wrap a Chainer optimizer so that it trains on all ranks' data.
-
-    Collective: all ranks call it. n ranks with local batches of b samples update as one process
-    with a batch of n * b. The learning rate is not changed.
-
-    Parameters
-    ----------
-    actual_optimizer : chainer.Optimizer
-    communicator : Communicator
-    double_buffering : bool
-        Not available yet.
-    zero_fill : bool
-        Count a missing gradient as zeros, so that ranks may use different parameters.
-    weight : callable, optional
-        ``weight(*args, **kwds)`` returns a rank's share in the mean, from the arguments of the
-        loss function. Default: the number of samples, which is the length of the first array or
-        list among the arguments.
-    check_every : int, optional
-        The ranks compare checksums of their parameters after the updates 1, 2, 4, 8 ... and then
-        after so many each; 0: never. Default: ``MNX_CHECK_EVERY``, or 1000.
-
-    Returns
-    -------
-    MultiNodeOptimizer
-
-    Raises
-    ------
-    DtypeError
-        `actual_optimizer` is no optimizer of Chainer (on all ranks), or `communicator` none of
-        mnx.
-    ArgumentError
-        `check_every` is no number of updates (on all ranks).
-
-    Examples
-    --------
-    >>> import chainer, mnx
-    >>> comm = mnx.create_communicator('local')
-    >>> optimizer = mnx.create_multi_node_optimizer(chainer.optimizers.Adam(), comm)
-    >>> optimizer = optimizer.setup(chainer.links.Linear(3, 2))
-    """
-    if double_buffering:
-        raise ArgumentError(
-            'create_multi_node_optimizer: double_buffering is not available yet. Leave it out: '
-            'without it no gradient is one step old.'
-        )
-    _check_communicator(communicator)
-    with communicator.together('create_multi_node_optimizer'):
-        _check_optimizer(actual_optimizer, communicator)
-        period = period_of(check_every)
-    exchange = GradientExchange(communicator, zero_fill)
-    return MultiNodeOptimizer(actual_optimizer, communicator, exchange, weight, period)
-
-
-def _check_communicator(communicator: Any) -> None:
-    if not isinstance(communicator, Communicator):
-        raise DtypeError(
-            'create_multi_node_optimizer: communicator is wrong, expected one that '
-            f'mnx.create_communicator made but got {_kind(communicator)}. '
-            'Call create_multi_node_optimizer(optimizer, comm), in this order.'
-        )
-
-
-def _check_optimizer(actual_optimizer: Any, comm: Communicator) -> None:
-    if not isinstance(actual_optimizer, chainer.Optimizer):
-        raise DtypeError(
-            'create_multi_node_optimizer: actual_optimizer is wrong, expected a '
-            f'chainer.Optimizer but got {_kind(actual_optimizer)} (rank {comm.rank} of '
-            f'{comm.size}). Call create_multi_node_optimizer(optimizer, comm), and give the model '
-            'to setup() of the result.'
-        )
-
-
-def _kind(value: object) -> str:
-    return 'None' if value is None else f'a {type(value).__name__}'
 
 
 def _uninitialized(model: chainer.Link) -> set[str]:

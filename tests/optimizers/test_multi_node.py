@@ -393,11 +393,6 @@ def test_with_the_standard_updater_and_trainer(comm: Communicator, tmp_path: Pat
     equal_on_all_ranks(comm, model)
 
 
-def test_double_buffering_says_that_it_is_not_there(comm: Communicator) -> None:
-    with pytest.raises(ArgumentError, match='double_buffering'):
-        mnx.create_multi_node_optimizer(chainer.optimizers.SGD(), comm, double_buffering=True)
-
-
 def test_debug_mode_finds_what_diverged(comm: Communicator) -> None:
     model = L.Linear(3, 2)
     for param in model.params():
