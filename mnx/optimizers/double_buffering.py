@@ -117,10 +117,12 @@ class DoubleBufferingOptimizer(MultiNodeOptimizer):
         As `MultiNodeOptimizer.serialize`: all ranks must load. A file that was saved without double
         buffering has no such gradients, and is refused.
         """
-        super().serialize(serializer)
         if isinstance(serializer, Deserializer):
+            super().serialize(serializer)
             self._flight = _loaded(serializer['in_flight'], self.target)
         else:
+            _make_states(self.target)
+            super().serialize(serializer)
             _save(serializer['in_flight'], self.target, self._flight)
 
     def _step(self, weight: float | None, facts: str) -> None:
@@ -174,6 +176,14 @@ class DoubleBufferingOptimizer(MultiNodeOptimizer):
 
 def _on_host(means: Mapping[str, Array]) -> dict[str, Array]:
     return {name: np.ascontiguousarray(cuda.to_cpu(mean)) for name, mean in means.items()}
+
+
+def _make_states(model: chainer.Link) -> None:
+    """Give update rules their first states: Chainer cannot load a file that was saved without."""
+    for param in model.params(include_uninit=False):
+        rule = param.update_rule
+        if rule is not None and not (rule._use_fp32_update and param.dtype == np.float16):
+            rule._init_states(param)
 
 
 def _save(serializer: Serializer, model: chainer.Link, flight: Flight | None) -> None:

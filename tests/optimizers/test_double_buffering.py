@@ -162,7 +162,7 @@ def test_lazy_parameters(comm: Communicator) -> None:
     for step in range(4):
         twin.update(*whole(step))
     assert_replicated(comm, model)
-    assert_equal_models(model, other)
+    assert_equal_models(model, other, 1e-6)  # initialised late, they are float32
 
 
 def test_without_zero_fill_unused_parameters_keep_out(comm: Communicator) -> None:
@@ -215,16 +215,16 @@ def test_saved_and_loaded_it_goes_on_with_the_same_bits(
     for step in range(STEPS):
         if step == steps:
             if comm.rank == 0:
-                save(shared_path / 'model', model)
-                save(shared_path / 'optimizer', optimizer)
+                save(shared_path / f'model.{form}', model)
+                save(shared_path / f'optimizer.{form}', optimizer)
             comm.barrier()
         optimizer.update(model, *part_of(comm, whole(step)))
     resumed = net(7)
     anew = wrap(comm, resumed)
     anew.update(resumed, *part_of(comm, whole(99)))  # what is in flight then is dropped
     if where == 'all ranks' or comm.rank == 0:
-        load(shared_path / 'model', resumed)
-        load(shared_path / 'optimizer', anew)
+        load(shared_path / f'model.{form}', resumed)
+        load(shared_path / f'optimizer.{form}', anew)
     else:
         anew._compared = False  # as all ranks must load; these load something else
     for step in range(steps, STEPS):
@@ -234,12 +234,15 @@ def test_saved_and_loaded_it_goes_on_with_the_same_bits(
 
 
 def test_a_file_without_gradients_in_flight(comm: Communicator, shared_path: Path) -> None:
+    model = net()
+    plain = adam().setup(model)
+    plain.update(model, *whole(0))
     if comm.rank == 0:
-        save_npz(shared_path / 'plain', adam().setup(net()))
+        save_npz(shared_path / 'plain.npz', plain)
     comm.barrier()
-    optimizer = wrap(comm, net())
+    optimizer = wrap(comm, model)
     with pytest.raises(ArgumentError, match='saved without double_buffering'):
-        load_npz(shared_path / 'plain', optimizer)
+        load_npz(shared_path / 'plain.npz', optimizer)
 
 
 def test_a_trainer_is_resumed(comm: Communicator, shared_path: Path) -> None:
