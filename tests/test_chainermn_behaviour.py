@@ -64,6 +64,24 @@ def test_the_root_of_bcast_keeps_its_own_array(comm: Communicator):
     np.testing.assert_array_equal(y, np.arange(3))
 
 
+def test_messages_over_parts_of_the_ranks(any_comm: Communicator):
+    part = any_comm.split(any_comm.rank // 2, any_comm.rank)
+    assert part is not None
+    x = np.arange(3) + any_comm.rank
+    before, after = (part.rank - 1) % part.size, (part.rank + 1) % part.size
+    for tag in (0, 32766):  # MPI promises 32767, of which mnx keeps one
+        if part.rank == 0:
+            part.send(x, after, tag)
+            part.send_obj(x, after, tag)
+        found, again = part.recv(before, tag), part.recv_obj(before, tag=tag)
+        np.testing.assert_array_equal(found, again)
+        if part.rank > 0:
+            part.send(x, after, tag)
+            part.send_obj(x, after, tag)
+        expected = any_comm.rank + (1 if part.rank == 0 and part.size == 2 else -part.rank)
+        np.testing.assert_array_equal(found, np.arange(3) + expected)
+
+
 def test_without_zero_fill_uninitialised_parameters_and_missing_gradients_stay(comm: Communicator):
     model = chainer.Sequential(L.Linear(2, 2), L.Linear(None, 2))
     model.cleargrads()

@@ -96,7 +96,8 @@ class MpiTransport(Transport):
         self._mpi = mpi = _mpi()
         self._comm = comm.Dup()
         self.rank, self.size = self._comm.rank, self._comm.size
-        self._own_tag = int(self._comm.Get_attr(mpi.TAG_UB) or 0)
+        # of the world: Open MPI tells it of no communicator made by Split
+        self._own_tag = int(mpi.COMM_WORLD.Get_attr(mpi.TAG_UB))
         self.max_tag = self._own_tag - 1
         self.any_source = int(mpi.ANY_SOURCE)
         self._own_mail = OwnMail(self.rank)
