@@ -32,7 +32,8 @@ def print_table(
     console = _console()
     if right:  # numbers are not to be cut: long lines go on in the terminal's next one
         wide = console.options.update(max_width=_WIDEST)
-        console.width = max(console.width, console.measure(table, options=wide).maximum)
+        width = max(console.width, console.measure(table, options=wide).maximum)
+        console.size = (width, console.height)  # a width alone is not heard on a dumb terminal
     console.print(table)
 
 
