@@ -26,7 +26,7 @@ def choose(topology: Topology, devices: Sequence[Devices] = ()) -> Choice:
     size = sum(len(ranks) for ranks in topology.nodes)
     if size == 1:
         return Choice('naive', 'there is one rank')
-    if devices and all(not d.problem for d in devices) and _one_gpu_each(topology, devices):
+    if devices and one_gpu_each(topology, devices):
         version = devices[0].nccl
         number = f'{version // 10000}.{version // 100 % 100}'
         return Choice('nccl', f'each of the {size} ranks has a GPU, and there is NCCL {number}')
@@ -37,8 +37,10 @@ def choose(topology: Topology, devices: Sequence[Devices] = ()) -> Choice:
     return Choice('two_dimensional', f'{size} ranks are on {topology.inter_size} nodes')
 
 
-def _one_gpu_each(topology: Topology, devices: Sequence[Devices]) -> bool:
-    """Tell whether each node has as many GPUs as ranks, whoever of them sees which."""
+def one_gpu_each(topology: Topology, devices: Sequence[Devices]) -> bool:
+    """Tell whether there is NCCL, and each node has a GPU for each rank, whoever sees which."""
+    if any(d.problem for d in devices):
+        return False
     seen = [{gpu for rank in ranks for gpu in devices[rank].gpus} for ranks in topology.nodes]
     enough = all(len(gpus) >= len(ranks) for gpus, ranks in zip(seen, topology.nodes, strict=True))
     apart = len(set().union(*seen)) == sum(map(len, seen))  # not so on simulated nodes

@@ -7,6 +7,7 @@ rank 1   a1 b1 c1 -> [ a1 b1 c1 ]  ---->  [ a b c ] -> a b c
 
 from __future__ import annotations
 
+from mnx.arrays import Array
 from mnx.communicators.two_dimensional import TwoDimensionalCommunicator
 
 
@@ -16,3 +17,7 @@ class NcclCommunicator(TwoDimensionalCommunicator):
     name = 'nccl'
     needs_nccl = carries_by_nccl = True
     sums_half = True
+
+    def sum_buffer(self, buffer: Array) -> None:
+        """Replace a flat buffer by its sum over all ranks. Collective."""
+        self._arrays.all_reduce(buffer)

@@ -11,26 +11,11 @@ leaves each node.
 
 from __future__ import annotations
 
-import functools
-
-from mnx.arrays import Array
-from mnx.communicators.base import Communicator
-from mnx.transports.nccl import NcclTransport
+from mnx.communicators.hierarchical import HierarchicalCommunicator
 
 
-class NonCudaAwareCommunicator(Communicator):
-    """Sums in the node, among the nodes, and hands the result out in the node."""
+class NonCudaAwareCommunicator(HierarchicalCommunicator):
+    """As `hierarchical`, with NCCL in the node, and everything else through host memory."""
 
     name = 'non_cuda_aware'
     needs_nccl = True
-
-    @functools.cached_property
-    def _node(self) -> NcclTransport:
-        return self._own(NcclTransport(self.groups.intra))
-
-    def sum_buffer(self, buffer: Array) -> None:
-        """Replace a flat buffer by its sum over all ranks. Collective."""
-        self._node.reduce(buffer, 0)
-        if self.intra_rank == 0:
-            self.groups.inter.all_reduce(buffer)
-        self._node.broadcast(buffer, 0)

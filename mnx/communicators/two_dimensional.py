@@ -13,6 +13,9 @@ Two nodes of two ranks; a chunk of gradients has two shares (left, right)::
 Each node sends every number once, which is the minimum, and by several ranks at a time. With
 nodes of unequal size there are as many shares as the smallest node has ranks.
 
+Gradients on GPUs go the same ways, NCCL in the window's place (a reduce-scatter, an all-gather),
+where each rank has a GPU of its own; otherwise by one all-reduce. Not run on a GPU.
+
 References: Jia et al. 2018 (arXiv:1807.11205, section 3.3), Mikami et al. 2018 (arXiv:1811.05233).
 """
 
@@ -27,14 +30,17 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from mnx.arrays import Array
+from mnx.arrays import Array, empty_at, on_gpu
 from mnx.communicators import narrow
 from mnx.communicators.base import Communicator
+from mnx.communicators.choice import one_gpu_each
+from mnx.communicators.chunks import share
 from mnx.communicators.model_messages import Scaling
 from mnx.communicators.node_window import NodeWindow, Plan
 from mnx.communicators.parameters import Layout
-from mnx.transports import pickles
+from mnx.transports import devices, pickles
 from mnx.transports.base import Transport
+from mnx.transports.nccl import NcclTransport
 
 WINDOW_FROM = 32 * 1024
 CHUNK_IN_NODE = 1024 * 1024
@@ -85,7 +91,7 @@ class AcrossNodes:
 
 
 class TwoDimensionalCommunicator(Communicator):
-    """Shared memory inside a node, MPI across nodes; short lists of arrays go by MPI alone."""
+    """Shared memory or NCCL inside a node, MPI across nodes; short lists go by MPI alone."""
 
     name = 'two_dimensional'
 
@@ -102,6 +108,35 @@ class TwoDimensionalCommunicator(Communicator):
         steps = AcrossNodes(scaling, inter, self.narrow_wire(), node_size)
         for members, plan in self._window_plans(layout, window):
             window.sum(plan, [arrays[i] for i in members], steps)
+
+    def sum_buffer(self, buffer: Array) -> None:
+        """Replace a flat buffer by its sum over all ranks. Collective."""
+        node = self._node if on_gpu(buffer) else None
+        if node is None:
+            super().sum_buffer(buffer)
+        elif self.inter_size == 1:
+            node.all_reduce(buffer)
+        else:
+            self._sum_by_shares(buffer, node)
+
+    def _sum_by_shares(self, buffer: Array, node: Transport) -> None:
+        shares = [share(buffer.size, rank, self.owners()) for rank in range(node.size)]
+        counts = [part.stop - part.start for part in shares]
+        own = empty_at('gpu', (counts[node.rank],), buffer.dtype)
+        node.reduce_scatter(buffer, own, counts)
+        if own.size:
+            self.groups.inter.all_reduce(own)
+        node.all_gather(own, buffer, counts)
+
+    @functools.cached_property
+    def _node(self) -> NcclTransport | None:
+        """NCCL among the ranks of this node, if every node has it. Collective."""
+        if not (self.needs_nccl or one_gpu_each(self.topology, devices.survey(self._control))):
+            return None
+        node = self._own(NcclTransport(self.groups.intra))
+        with self.together('the start of NCCL'):
+            node.start()
+        return node
 
     def owners(self) -> int:
         """Return how many ranks of each node sum a share."""

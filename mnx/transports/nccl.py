@@ -34,6 +34,7 @@ from mnx.transports import pickles
 from mnx.transports.base import FRAME_BYTES, Pending, Transport
 from mnx.transports.layer import Layer
 from mnx.transports.nccl_watch import Event, Watch
+from mnx.transports.waiting import waits
 
 OLDEST = 20700  # NCCL 2.7 brought send and recv
 _NEEDED = ('allReduce', 'allGather', 'broadcast', 'reduce', 'reduceScatter', 'send', 'recv')
@@ -209,6 +210,10 @@ class NcclTransport(Layer):
         self._cliques: list[Clique] = []
         self._pairs: dict[int, Clique] = {}
 
+    def start(self) -> None:
+        """Make NCCL's communicator now, not at the first array. Collective."""
+        _ = self._world
+
     # --- from point to point ---------------------------------------------------------------------
 
     def send(self, buffer: Array, dest: int, tag: int) -> None:
@@ -380,14 +385,14 @@ class NcclTransport(Layer):
     @functools.cached_property
     def _world(self) -> Clique:
         """The communicator of all ranks. Collective at first use."""
-        library = self._library
+        _ = self._library  # without CuPy this says what to install
         cards = self._agreed(self._card())
         fault = shared_devices([card.device for card in cards], os.environ)
         if fault:
             raise TransportError(f'NCCL: {fault}')
         card, handle = _Card(), None
         try:
-            handle = library.nccl.NcclCommunicator(self.size, cards[0].unique_id, self.rank)
+            handle = self._join(self.size, cards[0].unique_id, self.rank)
         except Exception as error:
             card.error = f'{type(error).__name__}: {error}'
         self._agreed(card)
@@ -422,9 +427,13 @@ class NcclTransport(Layer):
                 frame = bytearray(FRAME_BYTES)
                 self._below.recv_frame(frame, peer, self._own_tag)
                 unique_id = pickles.loads(np.frombuffer(frame, np.uint8))
-            handle = nccl.NcclCommunicator(2, unique_id, int(self.rank > peer))
-            self._pairs[peer] = self._made(handle)
+            self._pairs[peer] = self._made(self._join(2, unique_id, int(self.rank > peer)))
         return self._pairs[peer]
+
+    @waits
+    def _join(self, size: int, unique_id: Any, rank: int) -> Any:
+        """Return NCCL's handle, when all ranks of the new communicator are there."""
+        return self._library.nccl.NcclCommunicator(size, unique_id, rank)
 
     def _made(self, handle: Any) -> Clique:
         clique = Clique(self._library, handle, self._watch)

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 
 from mnx.arrays import Array
-from mnx.communicators import Communicator
+from mnx.communicators import Communicator, two_dimensional
 from mnx.communicators.endpoint import Config
+from mnx.communicators.factory import COMMUNICATORS
 from mnx.communicators.flat import FlatCommunicator
 from mnx.communicators.nccl import NcclCommunicator
-from mnx.communicators.non_cuda_aware import NonCudaAwareCommunicator
 from mnx.errors import ArgumentError, MismatchError
 from mnx.transports import mpi
 from mnx.transports.base import Channels, Transport
+from mnx.transports.devices import Devices
 from mnx.transports.host_staged import HostStagedTransport
 from mnx.transports.layer import LayeredChannels
 from mnx.transports.nccl import NcclTransport
@@ -37,7 +38,7 @@ def library() -> HostLibrary:
     return HostLibrary(pytest.importorskip('mpi4py.MPI'))
 
 
-@pytest.fixture(params=['nccl', 'staged', 'non_cuda_aware'])
+@pytest.fixture(params=['nccl', 'staged', 'non_cuda_aware', 'hierarchical', 'two_dimensional'])
 def gpus(
     request: pytest.FixtureRequest,
     comm: Communicator,
@@ -48,7 +49,7 @@ def gpus(
     monkeypatch.setitem(sys.modules, 'cupy', cupy_on_host())
     monkeypatch.setattr(mpi, 'MpiTransport', Guarded)
     monkeypatch.setattr(
-        'mnx.communicators.non_cuda_aware.NcclTransport',
+        'mnx.communicators.two_dimensional.NcclTransport',
         lambda below: NcclTransport(below, lambda: library),
     )
     channels = mpi.MpiChannels(host=f'node{comm.rank // 2}')
@@ -58,7 +59,9 @@ def gpus(
     elif request.param == 'staged':
         made = FlatCommunicator(LayeredChannels(channels, staged), config)
     else:
-        made = NonCudaAwareCommunicator(LayeredChannels(channels, staged), config)
+        seen = [Devices((f'gpu {rank}',), 23203) for rank in range(comm.size)]
+        monkeypatch.setattr(two_dimensional.devices, 'survey', lambda control: seen)
+        made = COMMUNICATORS[request.param](LayeredChannels(channels, staged), config)
     yield made
     made.finalize()
 
@@ -176,6 +179,21 @@ def test_the_mean_of_gradients(gpus: Communicator, dtype: str, place: str, weigh
         assert is_far(param._grad) == (place == 'gpu')
         assert param._grad.dtype == dtype
         np.testing.assert_allclose(np.asarray(param._grad), mean, rtol=rtol, atol=9 * rtol)
+
+
+def test_nccl_sums_in_the_node(gpus: Communicator, library: HostLibrary) -> None:
+    """And only there, but for `nccl` itself; `flat` asks MPI for all of it."""
+    gpus.multi_node_mean_grad(model_of(gpus.rank, 'f4'))
+    called = set(library.nccl.calls)
+    if gpus.name == 'flat' or gpus.size == 1:
+        expected = set()
+    elif gpus.name == 'nccl' or gpus.inter_size == 1:
+        expected = {'allReduce'}
+    elif gpus.intra_size == gpus.owners():  # equal shares: the number of elements is even
+        expected = {'reduceScatter', 'allGather'}
+    else:
+        expected = {'reduce', 'broadcast'}
+    assert called == expected
 
 
 def test_the_dtype_that_travels(
