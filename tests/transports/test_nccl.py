@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mnx.communicators import Communicator
 from mnx.errors import MissingPackageError, TransportError
-from mnx.transports import mpi, nccl
+from mnx.transports import mpi, nccl, waiting
 from mnx.transports.base import FRAME_BYTES
 from mnx.transports.host_staged import HostStagedTransport
 from mnx.transports.nccl import NcclTransport, shared_devices
@@ -125,6 +126,25 @@ def test_a_rank_whose_nccl_does_not_start(transport: NcclTransport, library: Hos
         library.device = fails  # type: ignore[method-assign]
     with pytest.raises(TransportError, match=f'rank {last}: NcclError: no device'):
         transport.all_reduce(data(0, 3, True))
+
+
+def test_the_start_of_nccl_is_a_wait(
+    transport: NcclTransport, library: HostLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watchdog sees it, of all ranks and of a pair."""
+    seen: list[object] = []
+    create = library.nccl.NcclCommunicator
+
+    def watched(*args: Any) -> Any:
+        seen.append(waiting.longest())
+        return create(*args)
+
+    monkeypatch.setattr(library.nccl, 'NcclCommunicator', watched)
+    transport.start()
+    if transport.rank < 2 <= transport.size:
+        transport._pair(1 - transport.rank)
+    assert len(seen) == 1 + (transport.rank < 2 <= transport.size)
+    assert None not in seen
 
 
 def test_one_gpu_for_several_on_purpose() -> None:
