@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
 
@@ -18,7 +18,7 @@ from mnx.links import drawing
 from mnx.links.check import check
 from mnx.links.n_step_rnn import MultiNodeNStepRNN
 from mnx.links.outputs import connected, received, sendable
-from mnx.links.routes import Component, Table, queued
+from mnx.links.routes import Component, Hop, Table, queued
 
 if TYPE_CHECKING:
     from mnx.communicators import Communicator
@@ -214,7 +214,12 @@ class MultiNodeChainList(chainer.ChainList):
             return replace(row, nested=link._table())
         if isinstance(link, MultiNodeNStepRNN) and link.communicator is self._comm:
             return replace(row, inner=link.hops())
-        return row
+        return replace(row, hidden=tuple(self._hidden_in(link)))
+
+    def _hidden_in(self, link: chainer.Link) -> Iterator[Hop]:
+        for inside in link.links(skipself=True):
+            if isinstance(inside, MultiNodeNStepRNN) and inside.communicator is self._comm:
+                yield from inside.hops()
 
     def _child(self, link: chainer.Link) -> int:
         """Return the place of `link` among the children; it becomes one if it is not."""

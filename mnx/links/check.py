@@ -9,9 +9,9 @@ from mnx.links.routes import (
     End,
     Program,
     Tables,
+    known_programs,
     left_over,
     partners,
-    programs,
     stuck,
 )
 
@@ -28,7 +28,8 @@ def check(tables: Tables) -> None:
     MismatchError
         Draws the routes, marks the odd ones, and says what is wrong with each.
     """
-    faults = [*_messages_alone(programs(tables)), *_queues(tables)] or _deadlock(programs(tables))
+    plans = known_programs(tables)
+    faults = [*_messages_alone(plans), *_queues(tables)] or _deadlock(plans)
     if faults:
         lines = list(dict.fromkeys(fault for _, fault in faults))
         if len(lines) > MOST_FAULTS:

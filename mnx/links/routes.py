@@ -48,6 +48,9 @@ class Component:
         What its link itself communicates while it is called.
     nested : tuple of Component
         If its link is a model of the same kind: the table of that.
+    hidden : tuple of Hop
+        What links inside of its link communicate, when that calls them: nobody knows how often,
+        and in which order.
     """
 
     name: str
@@ -55,12 +58,19 @@ class Component:
     dests: tuple[int, ...] | None = None
     inner: tuple[Hop, ...] = ()
     nested: tuple[Component, ...] = ()
+    hidden: tuple[Hop, ...] = ()
 
     def hops(self, rank: int) -> Iterator[Hop]:
         """Yield its messages with other ranks, if it stands on `rank`."""
         yield from (Hop('recv', peer) for peer in self.sources or () if peer != rank)
         yield from self.inside(rank)
         yield from (Hop('send', peer) for peer in self.dests or () if peer != rank)
+
+    def secrets(self) -> Iterator[Hop]:
+        """Yield what is hidden in it, at any depth."""
+        yield from self.hidden
+        for component in self.nested:
+            yield from component.secrets()
 
     def inside(self, rank: int) -> Iterator[Hop]:
         """Yield the messages of its link."""
@@ -100,6 +110,30 @@ def program(rank: int, table: Table) -> Program:
 def programs(tables: Tables) -> list[Program]:
     """Return the program of each rank."""
     return [program(rank, table) for rank, table in enumerate(tables)]
+
+
+def known_programs(tables: Tables) -> list[Program]:
+    """Return the program of each rank without messages whose other end may be a hidden one.
+
+    >>> wrapped = Component('Chain', hidden=(Hop('send', 1),))
+    >>> [[end.peer for end in steps]
+    ...  for steps in known_programs([(wrapped,), (Component('RNN', (0,), (0,)),)])]
+    [[], [0]]
+    """
+    secrets = {
+        _way(rank, hop)
+        for rank, table in enumerate(tables)
+        for component in table
+        for hop in component.secrets()
+    }
+    return [
+        [end for end in steps if _way(end.rank, end) not in secrets] for steps in programs(tables)
+    ]
+
+
+def _way(rank: int, hop: Hop | End) -> tuple[int, int]:
+    """Return from which rank to which other one a message goes."""
+    return (rank, hop.peer) if hop.kind == 'send' else (hop.peer, rank)
 
 
 def reversed_programs(forward: Sequence[Program]) -> list[Program]:

@@ -4,6 +4,7 @@ import pytest
 
 from mnx.errors import MismatchError
 from mnx.links.check import check
+from mnx.links.routes import Component, Hop
 from tests.links.test_routes import CHAIN, CROSSING, CYCLE, table
 
 
@@ -77,6 +78,19 @@ def test_an_output_for_nobody() -> None:
     said = complaint(table((None, (0, 0)), (0, None)))
     assert '> rank 0  #0 L  inputs     -> own queue, own queue\n' in said
     assert 'keeps an output for its own rank, where nothing takes it' in said
+
+
+def test_what_is_hidden_in_a_chain_is_not_missed() -> None:
+    """Only that way is unknown: what else does not fit is found as ever."""
+    wrapped = Component('Chain', hidden=(Hop('send', 1),))
+    check([(wrapped,), table((0, None))])
+    check([(wrapped,), table((0, None), (0, None))])
+    check([(Component('List', nested=(wrapped,)),), table((0, None))])
+    said = complaint((wrapped,), table((0, 0)))
+    assert 'rank 1 #0 sends to rank 0, which does not receive it.' in said
+    assert 'waits for' not in said
+    said = complaint((wrapped,), table((2, None)), ())
+    assert 'rank 1 #0 waits for rank 2, which sends it nothing.' in said
 
 
 def test_many_ranks_are_not_all_drawn() -> None:
