@@ -1,12 +1,21 @@
-"""The norm of a gradient whose parts are on many ranks."""
+"""The norm of a gradient whose parts are on many ranks.
+
+Chainer's own ``GradientClipping`` takes that of the parts that this rank has, which differs between
+ranks, and then so would their parameters. So for a model with parts it does what
+`ParallelGradientClipping` does; all other models it treats as ever. ``GradientLARS``, which takes
+norms of each parameter, refuses a part.
+"""
 
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import chainer
 import numpy as np
+from chainer.optimizer_hooks import GradientClipping, GradientLARS
 
 from mnx.errors import ArgumentError
 from mnx.links.split_parameter import SplitParameter
@@ -48,15 +57,50 @@ class ParallelGradientClipping:
 
     def __call__(self, optimizer: chainer.Optimizer) -> None:
         """Scale the gradients in place."""
-        params = [p for p in optimizer.target.params(False) if p.grad is not None]
-        split = [p for p in params if isinstance(p, SplitParameter)]
-        whole = [p for p in params if not isinstance(p, SplitParameter)]
-        of_parts = self.comm.allreduce(np.array(_squares(split)))
-        norm = math.sqrt(float(of_parts) + _squares(whole))
-        if norm > self.threshold:
-            for param in params:
-                param.grad *= self.threshold / norm
+        _clip(optimizer.target, self.threshold, lambda param: self.comm)
+
+
+def _clip(
+    model: chainer.Link, threshold: float, comm_of: Callable[[SplitParameter], Communicator]
+) -> None:
+    params = [p for _, p in sorted(model.namedparams(False), key=operator.itemgetter(0))]
+    params = [p for p in params if p.grad is not None]
+    squares = _squares([p for p in params if not isinstance(p, SplitParameter)])
+    parts: dict[Communicator, list[SplitParameter]] = {}  # in an order that all ranks share
+    for param in params:
+        if isinstance(param, SplitParameter):
+            parts.setdefault(comm_of(param), []).append(param)
+    for comm, of_comm in parts.items():
+        squares += float(comm.allreduce(np.array(_squares(of_comm))))
+    norm = math.sqrt(squares)
+    if norm > threshold:
+        for param in params:
+            param.grad *= threshold / norm
 
 
 def _squares(params: list[Any]) -> float:
     return sum((float((p.grad.astype('f8') ** 2).sum()) for p in params), start=0.0)
+
+
+_clip_as_chainer = GradientClipping.__call__
+_scale_as_chainer = GradientLARS.__call__
+
+
+def _clip_any(self: GradientClipping, optimizer: chainer.Optimizer) -> None:
+    if any(isinstance(param, SplitParameter) for param in optimizer.target.params()):
+        _clip(optimizer.target, self.threshold, lambda param: param.part.comm)
+    else:
+        _clip_as_chainer(self, optimizer)
+
+
+def _scale_wholes(self: GradientLARS, rule: Any, param: chainer.Parameter) -> None:
+    if isinstance(param, SplitParameter) and param.part.comm.size > 1:
+        raise ArgumentError(
+            f'GradientLARS: {param.name} is a part of a parameter, of which other ranks have the '
+            'rest; expected a whole one, whose norm can be taken. Leave the hook out.'
+        )
+    _scale_as_chainer(self, rule, param)
+
+
+GradientClipping.__call__ = _clip_any
+GradientLARS.__call__ = _scale_wholes

@@ -3,12 +3,12 @@ from __future__ import annotations
 import chainer
 import numpy as np
 import pytest
-from chainer.optimizer_hooks import GradientClipping
+from chainer.optimizer_hooks import GradientClipping, GradientLARS
 
 from mnx.communicators import Communicator
 from mnx.errors import ArgumentError
-from mnx.links import ParallelGradientClipping
-from tests.links.test_parallel_linear import MODELS, N_IN, N_OUT, serial
+from mnx.links import ParallelGradientClipping, ParallelLinear
+from tests.links.test_parallel_linear import MODELS, N_HIDDEN, N_IN, N_OUT, serial
 from tests.links.training import assert_equal_wholes, batches, seeded
 
 
@@ -22,9 +22,12 @@ def steps(model: chainer.Link, hook: object) -> chainer.Link:
 
 @pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize('threshold', [0.1, 100.0])
-def test_the_norm_is_that_of_the_whole(comm: Communicator, name: str, threshold: float) -> None:
+@pytest.mark.parametrize('plain', [False, True], ids=['own', 'plain'])
+def test_the_norm_is_that_of_the_whole(
+    comm: Communicator, name: str, threshold: float, plain: bool
+) -> None:
     expected = steps(seeded(serial), GradientClipping(threshold))
-    hook = ParallelGradientClipping(threshold, comm)
+    hook = GradientClipping(threshold) if plain else ParallelGradientClipping(threshold, comm)
     found = steps(seeded(lambda: MODELS[name](comm)), hook)
     assert_equal_wholes(found, expected, 1e-11)
 
@@ -32,3 +35,28 @@ def test_the_norm_is_that_of_the_whole(comm: Communicator, name: str, threshold:
 def test_threshold(comm: Communicator) -> None:
     with pytest.raises(ArgumentError, match='threshold is positive'):
         ParallelGradientClipping(np.nan, comm)
+
+
+def test_parts_over_several_communicators(comm: Communicator) -> None:
+    """Each layer is split over a communicator of its own."""
+    others = [comm.split(0, -comm.rank), comm.split(0, comm.rank)]
+
+    def make() -> chainer.Link:
+        return chainer.Sequential(
+            ParallelLinear(N_IN, N_HIDDEN, others[0], 'output'),
+            chainer.functions.tanh,
+            ParallelLinear(N_HIDDEN, N_OUT, others[1], 'output'),
+        )
+
+    expected = steps(seeded(serial), GradientClipping(0.1))
+    assert_equal_wholes(steps(seeded(make), GradientClipping(0.1)), expected, 1e-11)
+
+
+def test_lars_takes_no_parts(comm: Communicator) -> None:
+    model = seeded(lambda: MODELS['pair'](comm))
+    if comm.size == 1:
+        steps(model, GradientLARS())
+        return
+    with pytest.raises(ArgumentError, match=r'GradientLARS: .* is a part of a parameter'):
+        steps(model, GradientLARS())
+    steps(seeded(serial), GradientLARS())
