@@ -63,23 +63,24 @@ class ParallelGradientClipping:
 def _clip(
     model: chainer.Link, threshold: float, comm_of: Callable[[SplitParameter], Communicator]
 ) -> None:
-    params = [p for _, p in sorted(model.namedparams(False), key=operator.itemgetter(0))]
-    params = [p for p in params if p.grad is not None]
-    squares = _squares([p for p in params if not isinstance(p, SplitParameter)])
+    params = [p for _, p in sorted(model.namedparams(), key=operator.itemgetter(0))]
     parts: dict[Communicator, list[SplitParameter]] = {}  # in an order that all ranks share
-    for param in params:
+    for param in params:  # also those that have no gradient on this rank
         if isinstance(param, SplitParameter):
             parts.setdefault(comm_of(param), []).append(param)
+    squares = _squares([p for p in params if not isinstance(p, SplitParameter)])
     for comm, of_comm in parts.items():
         squares += float(comm.allreduce(np.array(_squares(of_comm))))
     norm = math.sqrt(squares)
     if norm > threshold:
         for param in params:
-            param.grad *= threshold / norm
+            if param.grad is not None:
+                param.grad *= threshold / norm
 
 
 def _squares(params: list[Any]) -> float:
-    return sum((float((p.grad.astype('f8') ** 2).sum()) for p in params), start=0.0)
+    grads = [p.grad for p in params if p.grad is not None]
+    return sum((float((grad.astype('f8') ** 2).sum()) for grad in grads), start=0.0)
 
 
 _clip_as_chainer = GradientClipping.__call__
