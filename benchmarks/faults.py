@@ -175,7 +175,7 @@ def problems_of_checkpoint(file: Path) -> Iterator[str]:
     try:
         with np.load(file, allow_pickle=True) as entries:
             assert all(np.size(entries[key]) for key in entries.files)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of whatever kind: it was not whole
         yield f'the last checkpoint cannot be read ({error})'
 
 
