@@ -81,7 +81,8 @@ def _check_no_message_is_left() -> None:
 
 def _left() -> list[tuple[int, int, int]]:
     found = []
-    for transport in (_world._channels.arrays, _world._channels.mail):
+    channels = [comm._channels for comm in (_world, *_kept.values())]
+    for transport in (each for c in channels for each in (c.arrays, c.mail)):
         if not isinstance(transport, MpiTransport):
             continue
         mpi, status = transport._mpi, transport._mpi.Status()

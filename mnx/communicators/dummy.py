@@ -13,6 +13,7 @@ class DummyCommunicator(Communicator):
     """
 
     name = 'dummy'
+    keeps_equal = False
 
     def sum_buffer(self, buffer: object) -> None:
         """Do nothing."""

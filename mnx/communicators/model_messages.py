@@ -47,6 +47,7 @@ class ModelMessages(Endpoint):
     """
 
     pack_below: float = float('inf')
+    keeps_equal = True  # models that were equal before an update, after it
     sums_half = False  # on GPUs: 16-bit floats travel as such where `allreduce_grad_dtype` says so
 
     @functools.cached_property

@@ -62,6 +62,7 @@ class DriftCheck:
         self._n_updates += 1
         if (
             self._comm.size > 1
+            and self._comm.keeps_equal
             and self._comm.meetings.checks
             and is_due(self._n_updates, self.period)
         ):

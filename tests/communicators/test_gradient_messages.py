@@ -41,9 +41,9 @@ def compare(comm: Communicator, dtype: str, weight: float | None, tol: float) ->
     assert pending.wait() is means
 
 
-def test_as_multi_node_mean_grad(any_comm: Communicator) -> None:
-    compare(any_comm, 'f8', None, 1e-13)
-    compare(any_comm, 'f8', any_comm.rank + 0.5, 1e-13)
+def test_as_multi_node_mean_grad(training_comm: Communicator) -> None:
+    compare(training_comm, 'f8', None, 1e-13)
+    compare(training_comm, 'f8', training_comm.rank + 0.5, 1e-13)
 
 
 @pytest.mark.parametrize(('dtype', 'tol'), [('f4', 1e-6), ('f2', 1e-3)])

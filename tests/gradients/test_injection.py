@@ -91,12 +91,12 @@ def expected(comm: Communicator, *seeds: int) -> dict[str, np.ndarray | None]:
     return {name: sum(part[name] for part in parts) for name in parts[0]}
 
 
-def test_every_communicator(any_comm: Communicator) -> None:
-    model, _ = injected(any_comm)
+def test_every_communicator(training_comm: Communicator) -> None:
+    model, _ = injected(training_comm)
     for seed in range(2):
         model.cleargrads()
-        loss_of(model, any_comm, seed).backward()
-    assert_close(gradients(model), expected(any_comm, 1))
+        loss_of(model, training_comm, seed).backward()
+    assert_close(gradients(model), expected(training_comm, 1))
 
 
 def test_op_sum_is_ngraphs(comm: Communicator) -> None:

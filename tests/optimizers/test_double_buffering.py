@@ -99,8 +99,8 @@ def bits(model: chainer.Link) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize('make', [adam, momentum])
-def test_as_the_twin(any_comm: Communicator, make: Callable[[], chainer.Optimizer]) -> None:
-    comm = any_comm
+def test_as_the_twin(training_comm: Communicator, make: Callable[[], chainer.Optimizer]) -> None:
+    comm = training_comm
     model, other = net(comm.rank), net()
     optimizer, twin = wrap(comm, model, make), LateByOne(other, make())
     for each in (optimizer, twin.actual):
