@@ -133,9 +133,6 @@ extensions: MultiNodeEarlyStoppingTrigger: get_training_length()
 _OLD_LAYOUT = ('communicators.', 'nccl')
 _OLD_DEFAULT = 'create_communicator'
 
-# Built elsewhere at this time.
-_MISSING = 'create_multi_node_checkpointer'
-
 
 def lines(text: str) -> list[tuple[str, ...]]:
     return [tuple(line.split(': ')) for line in text.strip().splitlines()]
@@ -201,15 +198,7 @@ def _check(package: str, module: str, words: str, *, ignore: str = '') -> None:
 
 
 def _cases(rows: list[tuple[str, ...]]) -> list[Any]:
-    waits = pytest.mark.xfail(strict=True, reason='not built yet')
-    return [
-        pytest.param(
-            *row,
-            marks=waits if row[-1].startswith(_MISSING) else (),
-            id='.'.join(row).lstrip('.').partition('(')[0],
-        )
-        for row in rows
-    ]
+    return [pytest.param(*row, id='.'.join(row).lstrip('.').partition('(')[0]) for row in rows]
 
 
 @pytest.mark.parametrize(
