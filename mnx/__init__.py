@@ -34,6 +34,9 @@ from mnx.datasets import scatter_dataset as scatter_dataset  # noqa: E402
 from mnx.datasets import scatter_index as scatter_index  # noqa: E402
 from mnx.errors import MnxError as MnxError  # noqa: E402
 from mnx.extensions import (  # noqa: E402
+    create_multi_node_checkpointer as create_multi_node_checkpointer,
+)
+from mnx.extensions import (  # noqa: E402
     create_multi_node_evaluator as create_multi_node_evaluator,
 )
 from mnx.gradients.injection import inject_allreduce as inject_allreduce  # noqa: E402
