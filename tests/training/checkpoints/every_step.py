@@ -64,9 +64,13 @@ def in_a_child(out: Path, dies_at: int | None = None) -> tuple[int, str]:
 def main(folder: Path, stride: int) -> None:
     _, expected = in_a_child(folder / 'whole')
     step, n_kills, sign = 1, 0, int(signal.SIGKILL)
+    has_begun = False
     while sign == signal.SIGKILL:
         out = folder / str(step)
         sign, _ = in_a_child(out, dies_at=step)
+        is_safe = any(out.glob('checkpoint/*/manifest.json'))
+        assert is_safe or not has_begun, f'killed before step {step}, nothing is left'
+        has_begun = is_safe
         again, digest = in_a_child(out)
         assert again == 0, f'killed before step {step}, it does not go on'
         assert digest == expected, f'killed before step {step}, it goes on with other bits'
