@@ -142,4 +142,4 @@ def test_killed_100_times(tmp_path, n_ranks):
 def test_killed_before_a_step_on_the_disk(tmp_path, stride):
     done = mpiexec(1, HERE / 'every_step.py', tmp_path, stride, timeout=280)
     assert done.returncode == 0, done.stdout
-    assert int(done.stdout.rpartition('KILLS ')[2]) >= 40 // stride
+    assert int(done.stdout.rpartition('KILLS ')[2]) >= 30 // stride
