@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
 import pkgutil
 import re
 from pathlib import Path
@@ -14,10 +15,12 @@ import mnx
 from tests.launching import mpiexec, on_first_rank
 
 ROOT = Path(__file__).resolve().parents[1]
+HAS_EXTRA = all(importlib.util.find_spec(name) for name in ('pydantic', 'yaml'))
 MODULES = sorted(
     info.name
     for info in pkgutil.walk_packages(mnx.__path__, 'mnx.')
     if '.startup' not in info.name and info.name != 'mnx.transports.mpi_emergency'
+    if HAS_EXTRA or not info.name.startswith('mnx.recipes.')
 )
 
 

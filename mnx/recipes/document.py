@@ -71,7 +71,7 @@ class Document:
 
     @contextmanager
     def explains(self) -> Iterator[None]:
-        """Turn a `EntryError` into an error with file and line."""
+        """Turn an `EntryError` into an error with file and line."""
         try:
             yield
         except EntryError as problem:
