@@ -121,7 +121,7 @@ class RMSprop(Rule):
     """Tieleman and Hinton, 2012."""
 
     type: Literal['rmsprop']
-    learning_rate: Positive = 0.001
+    learning_rate: Positive = 0.01
     decay: Share = 0.99
     epsilon: Positive = 1e-8
 
@@ -130,7 +130,7 @@ class Adagrad(Rule):
     """Duchi, Hazan and Singer, 2011."""
 
     type: Literal['adagrad']
-    learning_rate: Positive = 0.01
+    learning_rate: Positive = 0.001
     epsilon: Positive = 1e-8
 
 

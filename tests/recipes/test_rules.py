@@ -48,6 +48,12 @@ def test_a_rule_is_chainers(name: str) -> None:
     assert len(state) == rules.STATES[name]
 
 
+@pytest.mark.parametrize('name', RULES)
+def test_defaults_are_chainers(name: str) -> None:
+    optimizer, expected = rules.optimizer_of(rule(type=name)), RULES[name]()
+    assert optimizer.hyperparam.get_dict() == expected.hyperparam.get_dict()
+
+
 def test_numbers_arrive() -> None:
     adam = rules.optimizer_of(rule(type='adam', learning_rate=3.0, beta1=0.1, beta2=0.2, epsilon=4))
     assert (adam.alpha, adam.beta1, adam.beta2, adam.eps) == (3.0, 0.1, 0.2, 4)
