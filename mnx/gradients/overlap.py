@@ -58,6 +58,8 @@ class OverlappedExchange:
     ----------
     params : list of chainer.Parameter
         Sorted by name.
+    overlaps : bool
+        Set it to False and everything starts when backward is done; the bits are the same.
     started_early : int
         How many buckets of the latest exchange started before backward was done.
     """
@@ -79,6 +81,7 @@ class OverlappedExchange:
         self._flying: list[PendingArray] = []
         self._rounds = 0  # in which this rank has started every bucket
         self._broken = False
+        self.overlaps = True
         self.started_early = 0
 
     # --- while backward runs ---------------------------------------------------------------------
@@ -90,7 +93,7 @@ class OverlappedExchange:
     def ready(self, index: int, gradient: Array) -> None:
         """Take this rank's gradient of a parameter, which is whole as far as known."""
         self._seen[index] = gradient
-        if self._order is None or self._broken or on_gpu(gradient):
+        if self._order is None or self._broken or not self.overlaps or on_gpu(gradient):
             return
         while self._is_full(len(self._flying)):
             self._sent.update((i, self._seen[i]) for i in self._buckets[len(self._flying)])
