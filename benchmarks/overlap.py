@@ -6,8 +6,8 @@
 `after` exchanges when backward is done (the multi-node optimizer), `injected` while it runs
 (`mnx.inject_allreduce` and a plain optimizer), `injected late` the same buckets when it is done,
 `double buffering` while the next update computes. "hidden" is the share of the exchange's time
-that is not seen: 1 - (injected - alone) / (injected late - alone). All but `alone` and `double buffering`
-must end with the same parameters before they are timed.
+that is not seen: 1 - (injected - alone) / (injected late - alone). All but `alone` and
+`double buffering` must end with the same parameters before they are timed.
 
 MPI moves data when it is called: between the functions of backward on CPUs. With as many ranks as
 cores there is no idle core to do it meanwhile, so on one machine little can be gained.
