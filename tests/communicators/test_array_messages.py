@@ -258,6 +258,7 @@ def test_bad_input_is_an_error_on_every_rank(comm: Communicator, case: str) -> N
 
 
 @pytest.mark.needs_ranks(2)
+@pytest.mark.limit(30)
 @pytest.mark.parametrize('case', [c for c in BAD if 'root' not in c and 'scatter' not in c])
 def test_bad_input_on_one_rank_is_an_error_on_every_rank(comm: Communicator, case: str) -> None:
     error, match, call = BAD[case]
@@ -286,6 +287,7 @@ DISAGREE: dict[str, Callable[[Communicator, bool], object]] = {
 
 
 @pytest.mark.needs_ranks(2)
+@pytest.mark.limit(30)
 @pytest.mark.parametrize('case', DISAGREE)
 def test_ranks_that_disagree_all_hear_who(comm: Communicator, case: str) -> None:
     odd = comm.size - 1
