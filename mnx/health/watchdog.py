@@ -161,6 +161,7 @@ class Watchdog(threading.Thread):
         self._all_leave: Pending | None = None
         self._has_said = False
         self._leavers: dict[int, list[farewell.Place]] = {}  # and what each has been told
+        self._waited_at: list[farewell.Place] = []
         self._wanted: list[farewell.Place] = []
         self._inquiry: Inquiry | None = None
         self._has_ended = False
@@ -217,17 +218,19 @@ class Watchdog(threading.Thread):
             self._wanted += map(tuple, words['come'])
 
     def _invite(self) -> None:
-        """Say that this rank leaves, or tell those who do where it waits."""
+        """Say that this rank leaves, or tell those who do where it waits since the last look."""
         if self._all_leave is not None:
             if not self._has_said:
                 self._has_said = True
                 self._tell({'leaves': self._channel.rank}, range(self._channel.size))
             return
         places = farewell.waits_at() if self._leavers else []
+        lasting = [place for place in places if place in self._waited_at]
+        self._waited_at = places
         for rank, told in self._leavers.items():
-            if places != told:
-                self._leavers[rank] = places
-                self._tell({'come': places}, [rank])
+            if lasting and lasting != told:
+                self._leavers[rank] = lasting
+                self._tell({'come': lasting}, [rank])
 
     def _tell(self, words: dict[str, Any], ranks: Iterable[int]) -> None:
         self._line.notify(_OF_FAREWELL + json.dumps(words).encode(), ranks)

@@ -166,24 +166,27 @@ world.Barrier()
     assert table['3'].startswith('> elsewhere')
 
 
-@pytest.mark.parametrize('last', ['world.Split(world.rank // 2)', 'None'], ids=['column', 'all'])
+COLUMNS = {'columns': 'world.Split(world.rank // 2)', 'all': 'None'}
+
+
+@pytest.mark.parametrize('last', COLUMNS.values(), ids=COLUMNS)
 @on_first_rank
 def test_the_watchdogs_of_several_communicators(last: str) -> None:
-    """Rows and columns, or rows and all ranks: one report of who waits, and a good end without."""
+    """Rows and columns, or rows and all ranks: a report of who waits, and a good end without."""
     program = f"""
 made = [mnx.create_communicator('naive', comm) for comm in (world.Split(world.rank % 2), {last})]
-if world.rank == 1 and len(sys.argv) < 2:
+if world.rank == 1 and os.environ['MNX_TIMEOUT'] == '2':
     time.sleep(1000)
 for comm in made:
     comm.barrier()
 """
     result = run(program, n=4, start=HALVES)
-    assert result.returncode != 0
-    assert '[mnx] no progress' in result.stdout
-    assert re.search(r'^> 1 +\S+ +elsewhere', result.stdout, re.MULTILINE)
     if last == 'None':
-        assert set(rows(result)) == {'0, 2', '1', '3'} or set(rows(result)) == {'0, 2-3', '1'}
-    result = run(program.replace('len(sys.argv) < 2', 'False'), n=4, start=HALVES, timeout=600)
+        assert set(rows(result)) == {'0, 2-3', '1'}
+    # with columns, ranks 0 and 2 may be the first to tell, of themselves
+    assert result.returncode != 0
+    assert re.search(r' waits +\d+ +barrier ', result.stdout)
+    result = run(program, n=4, start=HALVES, timeout=600)
     assert (result.returncode, result.stdout) == (0, '')
 
 
