@@ -34,7 +34,14 @@ def print_table(
         wide = console.options.update(max_width=_WIDEST)
         width = max(console.width, console.measure(table, options=wide).maximum)
         console.size = (width, console.height)  # a width alone is not heard on a dumb terminal
-    console.print(table)
+    _print_stripped(console, table)
+
+
+def _print_stripped(console: Any, table: Any) -> None:
+    """Print without the spaces that fill up the last column."""
+    with console.capture() as captured:
+        console.print(table)
+    print('\n'.join(line.rstrip() for line in captured.get().splitlines()), flush=True)
 
 
 def _console() -> Any:

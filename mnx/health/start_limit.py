@@ -53,10 +53,10 @@ def _timeout_of(environ: Mapping[str, str]) -> float:
 
 @contextlib.contextmanager
 def _limit(timeout: float) -> Iterator[None]:
-    if not timeout or signal.getitimer(signal.ITIMER_REAL)[0]:  # the alarm is the program's
-        yield
+    previous = signal.getsignal(signal.SIGALRM)  # None: that of a library
+    if not timeout or previous is None or signal.getitimer(signal.ITIMER_REAL)[0]:
+        yield  # also if the program has an alarm of its own
         return
-    previous = signal.getsignal(signal.SIGALRM)
     with contextlib.suppress(Exception):  # not the main thread; a standard error that is no file
         faulthandler.dump_traceback_later(timeout)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)

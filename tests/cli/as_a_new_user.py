@@ -68,7 +68,7 @@ WITH_CLI = [
     Command('info --nonsense', 2, 'No such option: --nonsense'),
     Command('check', 0, 'all works'),
     Command('bench allreduce -b 1K -e 8K -n 3', 0, 'busbw'),
-    Command('bench allreduce -b 1K -e 8K -n 3 --json', 0, '"rows"'),
+    Command('bench allreduce -b 1K -e 8K -n 3 --json', 0, '[ {'),
     Command('bench allreduce -b many', 2, 'A size is a number of bytes'),
     Command('run hello.py', 0, 'hello from'),
     Command('run missing.py', 2, 'the script is missing'),

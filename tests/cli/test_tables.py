@@ -11,7 +11,7 @@ pytest.importorskip('rich')
 
 def printed(capsys: pytest.CaptureFixture[str], *args, **kwargs) -> list[str]:
     tables.print_table(*args, **kwargs)
-    return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    return capsys.readouterr().out.splitlines()
 
 
 def test_columns_in_a_pipe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
