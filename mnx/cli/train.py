@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from mnx.cli import speech, tables
 from mnx.communicators import Communicator, create_communicator
-from mnx.errors import ArgumentError, MissingDataError
+from mnx.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
     from mnx.recipes.grid import Grid
@@ -49,7 +49,8 @@ def add_to(app: Any, choose: Callable[[Callable[[], int]], None]) -> None:
             bool, typer.Option('--describe', help='Tell layers, sizes and traffic; do not train.')
         ] = False,
         seed: Annotated[
-            int | None, typer.Option('--rng-seed', '-r', min=0, help="Instead of the recipe's.")
+            int | None,
+            typer.Option('--rng-seed', '-r', min=0, max=2**32 - 1, help="Instead of the recipe's."),
         ] = None,
         output: Annotated[
             str | None, typer.Option('--output', '-o', metavar='FILE', help='Append results here.')
@@ -77,7 +78,7 @@ def run(wishes: Wishes, world: Communicator) -> int:
     try:
         rows, columns = _shape(wishes, world.size)
         prepared = _prepare(wishes, world, rows)
-    except ArgumentError as error:
+    except (ArgumentError, DataError) as error:
         speech.complain(str(error))
         return speech.USAGE
     if wishes.describe:
@@ -143,7 +144,7 @@ def _train(wishes: Wishes, prepared: Prepared, grid: 'Grid') -> int:
     if wishes.resume:
         try:
             session.resume(wishes.resume)
-        except (ArgumentError, MissingDataError) as error:
+        except (ArgumentError, DataError) as error:
             speech.complain(str(error))
             return speech.USAGE
     results = session.run()

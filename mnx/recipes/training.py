@@ -14,7 +14,6 @@ import chainer
 import numpy as np
 from chainer import training
 from chainer.dataset import concat_examples
-from chainer.datasets import TupleDataset
 from chainer.training import extensions
 
 from mnx.communicators import Communicator
@@ -41,16 +40,16 @@ class Samples:
 
     Attributes
     ----------
-    train, test : TupleDataset
-        Pairs of a sample and a label.
+    train, test : sequence
+        Of pairs: a sample, and its label.
     description : str
     shape : tuple of int
         Of one sample.
     n_classes : int
     """
 
-    train: TupleDataset
-    test: TupleDataset
+    train: Any
+    test: Any
     description: str
     shape: Shape
     n_classes: int
@@ -97,9 +96,8 @@ def load(recipe: schema.Recipe, document: Document, comm: Communicator) -> Sampl
             )
     train, test = comm.bcast_obj((images.train, images.test))
     n = max(1, round(data.fraction * len(train)))
-    train = train if n == len(train) else TupleDataset(*zip(*train[:n], strict=True))
     assert shape is not None
-    return Samples(train, test, images.description, shape, images.n_classes)
+    return Samples(train[:n], test, images.description, shape, images.n_classes)
 
 
 def plan_of(recipe: schema.Recipe, document: Document, samples: Samples) -> list[LayerPlan]:
@@ -195,10 +193,8 @@ class Session:
         return training.Trainer(updater, (recipe.epochs, 'epoch'), out=str(out))
 
     def _evaluator(self, samples: Samples) -> Any:
-        mine = self.grid.share_of(samples.test)
-        share = TupleDataset(*zip(*mine, strict=True)) if len(mine) else []
         iterator = chainer.iterators.SerialIterator(
-            share, self.recipe.batch_size, repeat=False, shuffle=False
+            self.grid.share_of(samples.test), self.recipe.batch_size, repeat=False, shuffle=False
         )
         actual = extensions.Evaluator(iterator, self.model, converter=self._convert)
         return create_multi_node_evaluator(actual, self.grid.column)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 import mnx
 from mnx.communicators import Communicator
 from mnx.recipes import schema, training
@@ -39,11 +41,18 @@ def session(
 def train(
     found: Document, comm: Communicator, shape: tuple[int, int]
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """Train; return the trainer's whole state, as one process would save it, and the results."""
+    """Train; return what one process would save, with the losses of all epochs, and the results."""
     with session(found, comm, shape) as made:
+        curve: list[float] = []
+        made.trainer.extend(
+            lambda trainer: curve.append(trainer.observation['train/loss']),
+            name='curve',
+            trigger=(1, 'epoch'),
+        )
         results = made.run()
         state = wholes(made.trainer)
-    return {k: v for k, v in state.items() if k.startswith('updater/')}, results
+    state = {k: v for k, v in state.items() if k.startswith('updater/')}
+    return {**state, 'curve': np.array(curve)}, results
 
 
 def alone(found: Document) -> tuple[dict[str, Any], dict[str, float]]:
