@@ -473,3 +473,31 @@ def test_after_finalize(comm: Communicator) -> None:
     comm.finalize()
     with pytest.raises(mnx.errors.ClosedError):
         loss_of(model, comm).backward()
+
+
+# --- beside the plain exchange --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_as_the_plain_exchange(name: str) -> None:
+    """One bucket for each gradient is `naive`'s layout; with two ranks there is one way to add.
+
+    Chainer adds up the three uses of a link in another order where it was used deep down first.
+    """
+    case, one_order = CASES[name], name != 'shallow after deep'
+    with mnx.create_communicator('naive') as comm:
+        plain, model = case.distributed(comm), case.distributed(comm)
+        mnx.inject_allreduce(model, comm, bucket_bytes=1)
+        for seed in range(PASSES):
+            for each in (plain, model):
+                each.cleargrads()
+                case.loss(each, *batch(comm.rank, seed=seed), comm.rank).backward()
+            comm.multi_node_mean_grad(plain, zero_fill=True)
+            for parameter, gradient in gradients(model).items():
+                expected = gradients(plain)[parameter]
+                if comm.size <= 2 and one_order and gradient is not None:
+                    np.testing.assert_array_equal(gradient, expected, err_msg=parameter)
+                elif gradient is None:
+                    assert not expected.any()
+                else:
+                    np.testing.assert_allclose(gradient, expected, rtol=1e-12, atol=1e-13)
