@@ -399,6 +399,52 @@ def test_remove(comm: Communicator) -> None:
     assert_close(gradients(model), expected(comm, 0))
 
 
+class Order(chainer.FunctionHook):
+    """Notes which functions backward came to."""
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+
+    def backward_postprocess(self, function: chainer.FunctionNode, *_: object) -> None:
+        self.labels.append(function.label)
+
+
+def test_gradients_are_ready_right_after_their_last_use(comm: Communicator) -> None:
+    model, _ = injected(comm)
+    for seed in range(2):
+        with Order() as order:
+            loss_of(model, comm, seed).backward()
+        labels = [x for x in order.labels if x in ('LinearFunction', 'Ready')]
+        assert labels == ['LinearFunction', 'Ready', 'Ready'] * 5
+        assert order.labels[-1] == 'AllReduceGradients'
+
+
+@pytest.mark.parametrize('where', ['every rank', 'the last rank'])
+def test_a_use_outside_its_link_that_begins_later(comm: Communicator, where: str) -> None:
+    """What was sent early is wrong once; then it waits for the end."""
+
+    def loss(model: MLP, rank: int, seed: int) -> chainer.Variable:
+        found = mlp(model, *batch(rank, seed=seed), rank)
+        if seed >= 2 and (where == 'every rank' or rank == comm.size - 1):
+            found += F.sum(model.l3.W**3) + F.sum(F.tanh(model.left.b))
+        return found
+
+    model, injection = injected(comm)
+    exchange = injection.exchange
+    late = [i for i, p in enumerate(exchange.params) if p is model.l3.W or p is model.left.b]
+    for seed in range(5):
+        serial = Case(MLP, mlp).model()
+        serial.cleargrads()
+        (sum(loss(serial, r, seed) for r in range(comm.size)) / comm.size).backward()
+        model.cleargrads()
+        loss(model, comm.rank, seed).backward()
+        assert_close(gradients(model), gradients(serial))
+        assert_same_bits(comm, gradients(model))
+        waits = [i for i in range(len(exchange.params)) if not exchange.wants(i)]
+        assert waits == (late if seed >= 2 else [])
+        assert exchange.started_early > 0 or seed == 0
+
+
 # --- errors --------------------------------------------------------------------------------------
 
 
