@@ -115,6 +115,8 @@ def _prepare(wishes: Wishes, world: Communicator, rows: int) -> Prepared:
     samples = training.load(recipe, document, world)
     layers = training.plan_of(recipe, document, samples)
     training.check(recipe, document, rows, len(samples.train))
+    if wishes.output:
+        training.check_output(wishes.output, world)
     return Prepared(recipe, layers, samples)
 
 

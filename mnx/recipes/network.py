@@ -49,7 +49,7 @@ class Network(chainer.Chain):
 
     def __init__(self, layers: list[LayerPlan], batch_size: int, grid: Grid) -> None:
         super().__init__()
-        self.inputs = layers[0].inputs
+        self._inputs = layers[0].inputs
         self._stages: list[Stage] = []
         place = Place(grid, batch_size)
         for layer in layers:
@@ -63,7 +63,7 @@ class Network(chainer.Chain):
 
     def forward(self, x: Array) -> Variable:
         """Return one number for each class, (B, n_classes), for samples (B, ...)."""
-        y: Variable = F.reshape(x, (len(x), *self.inputs))
+        y: Variable = F.reshape(x, (len(x), *self._inputs))
         for stage in self._stages:
             y = stage(y)
         return y

@@ -12,12 +12,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+import chainer
+
 from mnx.functions.replicated import part_bounds
 from mnx.links.parallelize import ALONE, FIRST_OF_PAIR, SECOND_OF_PAIR, Role
 from mnx.recipes import schema
 from mnx.recipes.document import EntryError
 
 Shape: TypeAlias = 'tuple[int, ...]'  # of one sample
+
+_WITHOUT_LAYERS = chainer.Sequential()  # whose attributes no layer can be called by
 
 GATES = {'lstm': 4, 'gru': 3, 'tanh': 1}
 
@@ -131,13 +135,15 @@ def names_of(recipe: schema.Recipe) -> list[str]:
     Raises
     ------
     EntryError
-        Two layers have the same name.
+        Two layers have the same name, or it cannot be that of a link.
     """
     names: list[str] = []
     numbers: dict[str, Iterator[int]] = {}
     for i, layer in enumerate(recipe.layers):
         number = next(numbers.setdefault(layer.type, itertools.count(1)))
         name = layer.name or f'{layer.type}{number}'
+        if hasattr(_WITHOUT_LAYERS, name):
+            raise EntryError(('layers', i, 'name'), f'{name!r} is a word of Chainer. Take another')
         if name in names:
             raise EntryError(
                 ('layers', i, 'name') if layer.name else ('layers', i),

@@ -210,7 +210,7 @@ class Session:
     def _extend(self) -> None:
         recipe, trainer, column = self.recipe, self.trainer, self.grid.column
         trainer.extend(self.evaluator)
-        for name in ('loss', *recipe.metrics.train):
+        for name in dict.fromkeys(('loss', *recipe.metrics.train)):
             trainer.extend(
                 ObservationAggregator(
                     column,
@@ -297,6 +297,17 @@ class Report(training.Extension):
         words = [f'{k} {v:.6f}' for k, v in reported(trainer.observation).items()]
         seconds = time.monotonic() - self._start
         self._say(f'epoch {trainer.updater.epoch:3d}  {"  ".join(words)}  {seconds:.1f} s')
+
+
+def check_output(path: str, comm: Communicator) -> None:
+    """Raise if no row could be appended: before the training, not behind it. Collective."""
+    with comm.together('train'):
+        if comm.rank == 0:
+            try:
+                open(path, 'a', encoding='utf-8').close()
+            except OSError as error:
+                text = f'--output {path}: cannot be written ({error.strerror}). Check its folder.'
+                raise ArgumentError(text) from None
 
 
 def append_row(path: str, row: dict[str, Any], comm: Communicator) -> None:

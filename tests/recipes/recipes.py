@@ -14,7 +14,7 @@ layers:
   - {{type: activation, function: softplus}}
   - {{type: dense, units: 10, init: {{type: gaussian, std: 0.1}}, bias: false}}
 optimizer: {{type: momentum, learning_rate: 0.1}}
-metrics: {{train: [accuracy, misclassification], test: [accuracy, top_5, log_loss]}}
+metrics: {{train: [accuracy, accuracy, misclassification], test: [accuracy, top_5, log_loss]}}
 """
 
 RULES = f"""{HEAD}

@@ -84,6 +84,8 @@ def test_names() -> None:
 
 
 WRONG = {
+    'type: dense, units: 10, name: forward': "5: layers[0].name: 'forward' is a word of Chainer",
+    'type: dense, units: 10, name: name': "5: layers[0].name: 'name' is a word of Chainer",
     'type: dense, units: 9': '5: layers[0]: the last layer returns 9 for each sample, expected 10',
     'type: dense, units: 9; type: pooling, kernel: 2': '6: layers[1]: pooling needs a picture',
     'type: convolution, channels: 2, kernel: [3, 9]': '5: layers[0].kernel: a window of 3x9 does',

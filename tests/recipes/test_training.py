@@ -227,6 +227,12 @@ def test_missing_data_are_told_by_line(comm: Communicator, shared_path: Path) ->
         training.load(schema.validate(found), found, comm)
 
 
+def test_where_no_row_can_be_written(comm: Communicator, shared_path: Path) -> None:
+    training.check_output(str(shared_path / 'rows'), comm)
+    with pytest.raises(ArgumentError, match=r'--output .*: cannot be written'):
+        training.check_output(str(shared_path / 'nothing' / 'rows'), comm)
+
+
 def test_rows_are_appended(comm: Communicator, shared_path: Path) -> None:
     for i in range(2):
         training.append_row(str(shared_path / 'rows'), {'i': i}, comm)
