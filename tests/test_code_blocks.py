@@ -35,13 +35,21 @@ NOT_RUN = {
     ('docs/architecture.md', ''): DRAWN,
     ('docs/benchmarks.md', ''): 'written by benchmarks/plot.py',
     ('docs/decisions/0007-gpus-in-layers.md', ''): DRAWN,
+    ('docs/guide/allreduce_in_the_graph.md', ''): DRAWN,
+    ('docs/guide/checkpoints.md', ''): DRAWN,
     ('docs/guide/clusters.md', 'sh'): CLUSTER,
+    (
+        'docs/guide/coming_from_chainermn.md',
+        'sh',
+    ): 'tests/cli/test_as_chainermn.py runs whole scripts',
     ('docs/guide/command_line.md', ''): PRINTED,
     ('docs/guide/data_parallel.md', 'sh'): 'starts the script that the tests start, too',
     ('docs/guide/functions.md', ''): DRAWN,
     ('docs/guide/hangs.md', ''): PRINTED,
     ('docs/guide/model_parallel.md', ''): PRINTED,
     ('docs/guide/tensor_parallel.md', ''): PRINTED,
+    ('docs/guide/train.md', ''): PRINTED,
+    ('docs/guide/train.md', 'yaml'): 'tests/recipes/test_guide.py reads them',
     ('docs/guide/troubleshooting.md', ''): 'what a launcher prints',
     ('docs/guide/troubleshooting.md', 'sh'): 'asks for versions only',
 }
@@ -89,11 +97,19 @@ def test_the_lines_on_the_first_page() -> None:
 
 # --- blocks that end in an error or never ---------------------------------------------------------
 
-PRELUDE = 'import time\nimport numpy as np\nimport mnx\n'
+PRELUDE = """
+import time
+import chainer.functions as F
+import chainer.links as L
+import numpy as np
+from chainer import optimizers
+import mnx
+"""
 CREATE = 'comm = mnx.create_communicator()\n'
 ENDINGS = {
     'docs/guide/hangs.md': [
         'waits for ever, as the page says',
+        ('model = L.Linear(3, 2)', 'the copies of the model have drifted apart'),
         ('n_batches = 11', 'at the end of its program'),
         ('time.sleep(3600)', 'Others wait for rank 2 to come: look at that line.'),
     ],

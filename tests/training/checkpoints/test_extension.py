@@ -597,7 +597,8 @@ def test_an_iterator_with_processes(comm, shared_path):
         )
         model.compute_accuracy = False
         optimizer = mnx.create_multi_node_optimizer(chainer.optimizers.Adam(), comm).setup(model)
-        iterator = MultiprocessIterator(data, 2, n_processes=1, n_prefetch=2)
+        # in order: a thread draws the next epoch's while this one still runs
+        iterator = MultiprocessIterator(data, 2, shuffle=False, n_processes=1, n_prefetch=2)
         updater = training.updaters.StandardUpdater(
             iterator, optimizer, converter=lambda b, d: (np.stack(b), np.stack(b) * 2)
         )
