@@ -19,6 +19,7 @@ import mnx
 from mnx.errors import ArgumentError, DataError, DtypeError, MismatchError, RemoteError
 from mnx.extensions import Checkpoint, resume
 from mnx.training.checkpoints import manifest
+from mnx.training.checkpoints.positions import InOrder
 from tests.training.checkpoints.training import N, build, parameters, sets_in
 
 
@@ -598,7 +599,9 @@ def test_an_iterator_with_processes(comm, shared_path):
         model.compute_accuracy = False
         optimizer = mnx.create_multi_node_optimizer(chainer.optimizers.Adam(), comm).setup(model)
         # in order: a thread draws the next epoch's while this one still runs
-        iterator = MultiprocessIterator(data, 2, shuffle=False, n_processes=1, n_prefetch=2)
+        iterator = MultiprocessIterator(
+            data, 2, order_sampler=InOrder(), n_processes=1, n_prefetch=2
+        )
         updater = training.updaters.StandardUpdater(
             iterator, optimizer, converter=lambda b, d: (np.stack(b), np.stack(b) * 2)
         )
