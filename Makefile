@@ -56,11 +56,11 @@ on = $(MPIEXEC) -n $(1) $(VENV)/bin/python $(2) </dev/null
 
 # --- commands ----------------------------------------------------------------------------------
 
-.PHONY: help demo test check bench results faults docs clean
+.PHONY: help demo test test-long check bench results faults docs clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z][a-z%-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | \
-	    awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	    awk -F'|' '{ printf "%-15s %s\n", $$1, $$2 }'
 
 demo: $(READY)  ## Train on handwritten digits with four processes
 	$(call on,4,examples/mnist/train_mnist.py --dataset digits)
@@ -73,6 +73,10 @@ check: $(READY)  ## Format, lint, types and the directions of imports
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -q tests/test_architecture.py </dev/null
+
+test-long: $(READY)  ## Tests that take minutes (100 kills) or 10 GiB (more than 2^31 elements)
+	$(call on,1,-m pytest -m long tests)
+	$(call on,2,-m pytest -m long tests)
 
 test-%: $(READY)  ## The tests with % processes
 	$(call on,$*,-m pytest tests)

@@ -1,8 +1,6 @@
-"""More elements than an int can count, in every method that carries arrays. On 2 ranks, if asked.
+"""More elements than an int can count, in every method that carries arrays. On 2 ranks.
 
-Each takes up to 8 GiB and a minute, so they are for a machine that has them:
-
-    mpiexec -n 2 python -m pytest -m slow tests/communicators/test_huge_arrays.py
+Each takes up to 8 GiB and a minute or two.
 """
 
 from __future__ import annotations
@@ -15,13 +13,13 @@ from mnx.communicators import Communicator
 N = 2**31 + 5
 PROBES = [0, 2**30 - 1, 2**30, 2**31 - 1, 2**31, N - 1]  # the borders of pieces, and the ends
 
-pytestmark = [pytest.mark.slow, pytest.mark.limit(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.limit(600)]
 
 
 @pytest.fixture(autouse=True)
-def only_if_asked(comm: Communicator, pytestconfig: pytest.Config) -> None:
-    if comm.size != 2 or pytestconfig.getoption('markexpr') != 'slow':
-        pytest.skip('takes 8 GiB: ask for it by `-m slow` on 2 ranks')
+def only_on_two_ranks(comm: Communicator) -> None:
+    if comm.size != 2:
+        pytest.skip('runs on 2 ranks: more need more memory, and show no more')
 
 
 def huge(rank: int, dtype: str = 'uint8') -> np.ndarray:

@@ -131,13 +131,14 @@ def test_killed_at_random_moments(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.limit(3600)
 @pytest.mark.parametrize('n_ranks', [2, 3])
 def test_killed_100_times(tmp_path, n_ranks):
     campaign(tmp_path, n_ranks, n_kills=100)
 
 
-@pytest.mark.parametrize('stride', [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('stride', [5, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.long])])
 @pytest.mark.limit(300)
 def test_killed_before_a_step_on_the_disk(tmp_path, stride):
     done = mpiexec(1, HERE / 'every_step.py', tmp_path, stride, timeout=280)
