@@ -67,7 +67,7 @@ class GradientMessages(ArrayMessages, ModelMessages):
         -------
         PendingMean
             ``test()`` makes progress and tells whether they are there; ``wait()`` returns a dict
-            of the means by the parameters' names.
+            of the means by the parameters' names (of a shared link: the first of them).
 
         Notes
         -----

@@ -102,6 +102,7 @@ class ParameterTable:
         }
         self.names = [name for name, _ in named]
         self._places = [places[id(param)] for _, param in named]
+        self._place_of = dict(zip(self.names, self._places, strict=True))
         # not the model itself, so that it can be forgotten; the children, so that none of them
         # is taken for another one at the same address
         self._children = list(model.links(skipself=True))
@@ -151,22 +152,26 @@ class ParameterTable:
     ) -> tuple[list[str], list[Array]]:
         """Return each number in memory once: twice in one window would mix old and new.
 
-        An array under two names is left out the second time; one that overlaps with another, such
-        as its transpose, becomes a copy.
+        A parameter under two names is left out the second time. A gradient that is also another
+        parameter's, or overlaps with it, such as its transpose, becomes a copy.
         """
-        once: dict[int, tuple[str, Array]] = {}
+        once: dict[int, tuple[str, Array]] = {}  # by parameter
         for name, grad in zip(names, grads, strict=True):
-            if _address(grad) not in once:
+            param = _address(self._parameter(name))
+            if param not in once:
                 others = [other for _, other in once.values() if _owner(other) is _owner(grad)]
                 tangled = any(module_of(grad).may_share_memory(grad, other) for other in others)
-                once[_address(grad)] = name, self._own_copy(name, grad) if tangled else grad
+                once[param] = name, self._own_copy(name, grad) if tangled else grad
         return [name for name, _ in once.values()], [grad for _, grad in once.values()]
 
     def _own_copy(self, name: str, grad: Array) -> Array:
         """Return a copy of a parameter's gradient, which is its gradient from now on."""
-        attributes, attribute = self._places[self.names.index(name)]
-        attributes[attribute].grad = copied = grad.copy()
+        self._parameter(name).grad = copied = grad.copy()
         return copied
+
+    def _parameter(self, name: str) -> chainer.Parameter:
+        attributes, attribute = self._place_of[name]
+        return attributes[attribute]
 
     def _gradients(self) -> list[Array | None]:
         # not .grad: its checks take longer than all of the rest, and ChainerX is no concern here

@@ -139,10 +139,11 @@ class DoubleBufferingOptimizer(MultiNodeOptimizer):
             self.target.cleargrads()  # they are no mean
             return
         means = flight.pending.wait()
+        self.target.cleargrads()
         for name, param in self.target.namedparams(include_uninit=False):
-            mean = means.get(name)
-            param.grad = None if mean is None else param.device.send(mean)
             param._loss_scale = flight.loss_scale
+            if name in means:  # a parameter with several names has its mean by one of them
+                param.grad = param.device.send(means[name])
         self._apply()
 
     def _backward(

@@ -220,6 +220,16 @@ def test_gradients_in_one_place_in_memory(training_comm: Communicator) -> None:
         np.testing.assert_array_equal(model.e.grad, np.full((200, 200), (comm.size + 1) / 2))
 
 
+def test_one_array_for_two_gradients_on_one_rank_only(training_comm: Communicator) -> None:
+    comm = training_comm
+    model = link_of({'a': np.zeros(3), 'b': np.zeros(3)})
+    if comm.rank == 0:
+        model.a.grad = model.b.grad = np.full(3, 6.0)
+    comm.multi_node_mean_grad(model, zero_fill=True)
+    np.testing.assert_array_equal(model.a.grad, 6 / comm.size)
+    np.testing.assert_array_equal(model.b.grad, 6 / comm.size)
+
+
 def test_an_update_with_gradients_of_a_sum(comm: Communicator) -> None:
     """Chainer's gradient of a sum is a view of a single number, which nobody can write to."""
     x = np.arange(4.0)[:, None] + comm.rank

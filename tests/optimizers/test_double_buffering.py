@@ -56,7 +56,10 @@ def momentum() -> chainer.Optimizer:
 
 
 def wrap(
-    comm: Communicator, model: Net, make: Callable[[], chainer.Optimizer] = adam, **kwds: Any
+    comm: Communicator,
+    model: chainer.Link,
+    make: Callable[[], chainer.Optimizer] = adam,
+    **kwds: Any,
 ) -> DoubleBufferingOptimizer:
     optimizer = mnx.create_multi_node_optimizer(make(), comm, double_buffering=True, **kwds)
     assert isinstance(optimizer, DoubleBufferingOptimizer)
@@ -67,7 +70,7 @@ def wrap(
 class LateByOne:
     """The twin: one process, all of the data, each gradient applied one update late."""
 
-    def __init__(self, model: Net, actual: chainer.Optimizer) -> None:
+    def __init__(self, model: chainer.Link, actual: chainer.Optimizer) -> None:
         self.model, self.actual = model, actual.setup(model)
         self.waiting: tuple[dict[str, np.ndarray | None], float | None] | None = None
 
@@ -86,7 +89,7 @@ class LateByOne:
         self.waiting = None
 
 
-def assert_equal_models(model: Net, other: Net, tol: float = 1e-12) -> None:
+def assert_equal_models(model: chainer.Link, other: chainer.Link, tol: float = 1e-12) -> None:
     expected = dict(other.namedparams())
     for name, param in model.namedparams():
         np.testing.assert_allclose(
@@ -116,6 +119,35 @@ def test_as_the_twin(training_comm: Communicator, make: Callable[[], chainer.Opt
     twin.flush()
     optimizer.flush()  # nothing is applied twice
     assert optimizer.t == STEPS
+    assert_equal_models(model, other)
+
+
+class Shared(chainer.Chain):
+    """One link under two names, and two parameters whose gradients are one array."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with self.init_scope(), chainer.using_config('dtype', np.dtype('f8')):
+            self.l1 = self.l2 = L.Linear(6, 6)
+            self.b, self.c = (chainer.Parameter(np.zeros(6)) for _ in range(2))
+
+    def forward(self, x: np.ndarray, t: np.ndarray) -> chainer.Variable:
+        y = self.l2(F.tanh(self.l1(x)))
+        return F.softmax_cross_entropy(y + F.broadcast_to(self.b + self.c, y.shape), t)
+
+
+def test_shared_links_and_gradients(training_comm: Communicator) -> None:
+    comm = training_comm
+    model, other = Shared(), Shared()
+    comm.bcast_data(model)
+    other.copyparams(model)
+    optimizer, twin = wrap(comm, model, momentum), LateByOne(other, momentum())
+    for step in range(3):
+        optimizer.update(model, *part_of(comm, whole(step)))
+        twin.update(*whole(step))
+    optimizer.flush()
+    twin.flush()
+    assert abs(model.c.array).max() > 1e-3
     assert_equal_models(model, other)
 
 
