@@ -119,7 +119,8 @@ class ModelMessages(Endpoint):
         """Return the gradients there are, the same ones on all ranks, and their shares."""
         with self._meet(call) as meeting:
             layout, grads = self._table(model).gradients(zero_fill)
-            meeting.bring(fact, f'weighted={weight is not None}')
+            wire = self._config.allreduce_grad_dtype
+            meeting.bring(fact, f'weighted={weight is not None}', f'allreduce_grad_dtype={wire}')
             _bring_layout(meeting, layout)
             if weight is not None and not 0 <= weight < float('inf'):
                 raise ArgumentError(

@@ -52,6 +52,18 @@ def test_mean_of_gradients(training_comm: Communicator, dtypes: list[str], order
         assert param.grad.dtype == param.dtype
 
 
+@pytest.mark.needs_ranks(2)
+def test_configurations_that_differ(new_comm: Communicator) -> None:
+    """Else one rank would send numbers of 4 bytes, and another take them for some of 8."""
+    new_comm.set_config('allreduce_grad_dtype', 'f4' if new_comm.rank == 1 else None)
+    model = link_of({'p': np.zeros(5)})
+    model.p.grad = np.ones(5)
+    with pytest.raises(MismatchError, match=r'> rank 1 .*allreduce_grad_dtype=float32'):
+        new_comm.multi_node_mean_grad(model)
+    with pytest.raises(MismatchError, match='allreduce_grad_dtype=None'):
+        new_comm.start_mean_grad(model)
+
+
 def test_weighted_mean(training_comm: Communicator) -> None:
     comm = training_comm
     model = link_of({'p': np.zeros(5)})
