@@ -120,7 +120,7 @@ class MultiNodeOptimizer:
             all ranks).
         ArgumentError
             Parameters were initialised differently on the ranks after `setup`, and the given
-            gradients belong to those (on all ranks).
+            gradients belong to those (on all ranks); or there was no `setup`.
 
         Notes
         -----
@@ -128,15 +128,18 @@ class MultiNodeOptimizer:
         those of the first rank that has them and run the forward pass again; what the first
         run changed in the links is taken back.
         """
-        weight, doubt = kwds.pop('weight') if isinstance(kwds.get('weight'), Real) else None, ''
+        self._check_set_up()
+        weight, source = None, ''
+        if isinstance(kwds.get('weight'), Real):
+            weight, source = kwds.pop('weight'), 'weight was given '
         if lossfun is None:
             self._check_given_gradients()
         else:
             self._backward(lossfun, args, kwds)
             if weight is None:
-                weight, doubt = self._weigh(args, kwds)
+                weight, source = self._weigh(args, kwds)
         self._once = [param for param in self._once if not free_if_used(param)]
-        self._step(weight, doubt + self._facts())
+        self._step(weight, source + self._facts())
 
     def serialize(self, serializer: Serializer) -> None:
         """Save or load the actual optimizer's state.
@@ -172,9 +175,9 @@ class MultiNodeOptimizer:
         loss.backward(loss_scale=self.actual_optimizer._loss_scale)
 
     def _weigh(self, args: tuple[Any, ...], kwds: dict[str, Any]) -> tuple[float | None, str]:
-        """Return this rank's share, and what speaks against it unless it is so on all ranks."""
+        """Return this rank's share, and what it comes from, which must be so on all ranks."""
         if self.weight is not None:
-            return self.weight(*args, **kwds), ''
+            return self.weight(*args, **kwds), 'weight was computed '
         return batch_size(args, kwds), other_sizes(args, kwds)
 
     def _forward(
@@ -255,6 +258,12 @@ class MultiNodeOptimizer:
                     'computed. Initialise or load the model before setup(), or on all ranks '
                     'alike, or call update(lossfun, ...).'
                 )
+
+    def _check_set_up(self) -> None:
+        if self.target is None:
+            raise ArgumentError(
+                'update: the optimizer has no model. Call setup(model) before, on all ranks.'
+            )
 
     def _facts(self) -> str:
         """Return what must be equal on all ranks besides the gradients."""

@@ -201,6 +201,26 @@ def test_an_empty_batch_through_the_usual_loss(comm: Communicator) -> None:
     np.testing.assert_allclose(models[0].predictor.W.array, models[1].predictor.W.array, rtol=1e-6)
 
 
+@pytest.mark.needs_ranks(2)
+def test_a_weight_on_some_ranks_only(comm: Communicator) -> None:
+    """Words on one rank are not to be added to samples on another."""
+    model = L.Classifier(L.Linear(6, 3))
+    given = {'weight': 9.0} if comm.rank == 1 else {}
+    with pytest.raises(MismatchError, match=r'> rank 1 .*weight was given'):
+        wrap(comm, model).update(model, *sample(comm.rank), **given)
+    words = (lambda x, t: 9.0) if comm.rank == 1 else None
+    with pytest.raises(MismatchError, match=r'> rank 1 .*weight was computed'):
+        wrap(comm, model, weight=words).update(model, *sample(comm.rank))
+
+
+def test_an_update_without_a_model(comm: Communicator) -> None:
+    for late in (False, True):
+        actual = chainer.optimizers.SGD()
+        optimizer = mnx.create_multi_node_optimizer(actual, comm, double_buffering=late)
+        with pytest.raises(ArgumentError, match=r'setup\(model\)'):
+            optimizer.update(lambda: None)
+
+
 def test_a_weight_that_is_an_array_belongs_to_the_loss_function(comm: Communicator) -> None:
     model = L.Linear(6, 3)
     optimizer = wrap(comm, model)
