@@ -360,7 +360,7 @@ class ArrayMessages(Endpoint):
 
     def _row(self, xs: Any, call: str) -> list[Array]:
         """Return `xs` as one sendable array for each rank."""
-        if xs is None or (is_array(xs) and xs.ndim == 0):
+        if not isinstance(xs, Iterable) or getattr(xs, 'ndim', 1) == 0:
             raise ArgumentError(f'{call}: needs one array per rank ({self.size}) but got {xs!r}.')
         rows = [sendable(x, call) for x in xs]
         self._one_per_rank(call, len(rows))

@@ -172,7 +172,7 @@ _UNDEFINED = -32766  # MPI.UNDEFINED in MPICH and Open MPI
 
 
 def _color(value: SupportsIndex | None) -> int | None:
-    color = None if value is None else operator.index(value)
+    color = None if value is None else _integer('color', value)
     if color is None or color == _UNDEFINED:
         return None
     if not 0 <= color < 2**31:
@@ -180,8 +180,15 @@ def _color(value: SupportsIndex | None) -> int | None:
     return color
 
 
+def _integer(name: str, value: SupportsIndex) -> int:
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise ArgumentError(f'split: a {name} is an int, but got {value!r}. Convert it.') from error
+
+
 def _key(value: SupportsIndex) -> int:
-    key = operator.index(value)
+    key = _integer('key', value)
     if not -(2**31) <= key < 2**31:
         raise ArgumentError(f'split: a key is {-(2**31)} to {2**31 - 1}, but got {key}.')
     return key
@@ -191,7 +198,13 @@ def float_dtype(value: Any) -> np.dtype[Any] | None:
     """Return `value` as the dtype of a gradient exchange: None, or a floating-point dtype."""
     if value is None:
         return None
-    dtype: np.dtype[Any] = np.dtype(value)
+    try:
+        dtype: np.dtype[Any] = np.dtype(value)
+    except TypeError as error:
+        raise ArgumentError(
+            'allreduce_grad_dtype is the name of no dtype, expected a floating-point dtype or '
+            f"None but got {value!r}. Give 'float16', for example."
+        ) from error
     if dtype.kind != 'f' and dtype.name != 'bfloat16':
         raise ArgumentError(
             f'allreduce_grad_dtype must be a floating-point dtype or None, but got {value!r}.'

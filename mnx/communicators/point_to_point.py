@@ -14,7 +14,7 @@ latency. So the lead of a dtype and shape is made once, and found again by a dic
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ class PointToPoint:
                 self._send_known(lead, data, dest, tag)
                 self.sent[dest, tag] += 1
                 return
-        bare = is_array(data)
+        bare = is_array(data) or not isinstance(data, Iterable)
         arrays = [sendable(x, 'send') for x in ([data] if bare else data)]
         self._send(arrays, BARE if bare else len(arrays), dest, tag)
         self.sent[dest, tag] += 1

@@ -245,6 +245,10 @@ BAD: dict[str, tuple[type[Exception], str, Callable[[Communicator], object]]] = 
     'too many to all': (ArgumentError, 'per rank', lambda c: c.alltoall(rows(c, 1))),
     'wrong first axis': (ArgumentError, 'per rank', lambda c: c.reduce_scatter(rows(c, 1))),
     '0-d to scatter': (ArgumentError, 'per rank', lambda c: c.scatter(np.ones(()))),
+    'a number to scatter': (ArgumentError, 'per rank', lambda c: c.scatter(5)),
+    'a number to all': (ArgumentError, 'per rank', lambda c: c.alltoall(5)),
+    'nothing to send': (DtypeError, 'NoneType', lambda c: c.send(None, 0)),
+    'a number to send': (DtypeError, 'float', lambda c: c.send(1.5, 0)),
     'too many dimensions': (ArgumentError, 'dimensions', lambda c: c.allgather(np.ones((1,) * 15))),
 }  # fmt: skip
 
@@ -259,12 +263,15 @@ def test_bad_input_is_an_error_on_every_rank(comm: Communicator, case: str) -> N
 
 @pytest.mark.needs_ranks(2)
 @pytest.mark.limit(30)
-@pytest.mark.parametrize('case', [c for c in BAD if 'root' not in c and 'scatter' not in c])
+@pytest.mark.parametrize(
+    'case', [c for c in BAD if not {'root', 'scatter', 'send'} & set(c.split())]
+)
 def test_bad_input_on_one_rank_is_an_error_on_every_rank(comm: Communicator, case: str) -> None:
     error, match, call = BAD[case]
     good: dict[str, Callable[[], object]] = {
         'string array': lambda: comm.bcast(np.ones(1)),
         'too many to all': lambda: comm.alltoall([np.ones(1)] * comm.size),
+        'a number to all': lambda: comm.alltoall([np.ones(1)] * comm.size),
         'wrong first axis': lambda: comm.reduce_scatter(np.ones((comm.size, 2))),
         'too many dimensions': lambda: comm.allgather(np.ones(1)),
     }
