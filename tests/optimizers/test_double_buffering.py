@@ -151,6 +151,17 @@ def test_shared_links_and_gradients(training_comm: Communicator) -> None:
     assert_equal_models(model, other)
 
 
+def test_gradients_of_another_model_are_dropped(comm: Communicator) -> None:
+    model, other = net(), net()
+    optimizer = wrap(comm, model)
+    optimizer.update(model, *part_of(comm, whole(0)))
+    optimizer.setup(other)
+    before = bits(other)
+    optimizer.update(other, *part_of(comm, whole(1)))
+    assert bits(other) == before
+    assert optimizer.t == 0
+
+
 def test_it_is_not_the_undelayed_one(comm: Communicator) -> None:
     model, other = net(), net()
     late = wrap(comm, model)

@@ -137,6 +137,27 @@ def test_it_can_be_turned_off(
         train(net, optimizer, 2, own.rank)
 
 
+@pytest.mark.needs_ranks(2)
+def test_dummy_lets_the_copies_drift(comm: Communicator) -> None:
+    with mnx.create_communicator('dummy') as dummy:
+        net, optimizer = setting(dummy, check_every=1)
+        train(net, optimizer, 2, comm.rank)
+    with pytest.raises(AssertionError):
+        assert_replicated(comm, net)
+
+
+@pytest.mark.needs_ranks(2)
+def test_another_model_is_compared_often_again(comm: Communicator) -> None:
+    net, optimizer = setting(comm)
+    train(net, optimizer, 2, comm.rank)
+    other = Net()
+    optimizer.setup(other)
+    if comm.rank == 1:
+        another_rate(other, comm.rank)
+    with pytest.raises(MismatchError, match='have drifted apart'):
+        train(other, optimizer, 1, comm.rank)
+
+
 def test_a_wrong_period_on_one_rank_is_an_error_on_all(comm: Communicator) -> None:
     with pytest.raises(ArgumentError, match='MNX_CHECK_EVERY'):
         setting(comm, check_every=-1 if comm.rank == comm.size - 1 else 5)
