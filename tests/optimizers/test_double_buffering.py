@@ -151,6 +151,33 @@ def test_shared_links_and_gradients(training_comm: Communicator) -> None:
     assert_equal_models(model, other)
 
 
+@pytest.mark.needs_ranks(2)
+def test_ranks_that_do_not_flush_together(comm: Communicator) -> None:
+    model = net()
+    optimizer = wrap(comm, model)
+    optimizer.update(model, *part_of(comm, whole(0)))
+    with pytest.raises(MismatchError, match=r'rank 1 .*flush in_flight=True'):
+        optimizer.flush() if comm.rank == 1 else optimizer.update(model, *part_of(comm, whole(1)))
+    assert optimizer.t == 0
+
+
+@pytest.mark.needs_ranks(2)
+@pytest.mark.parametrize('zero_fill', [False, True])
+def test_a_parameter_that_one_rank_uses(comm: Communicator, zero_fill: bool) -> None:
+    model = net()
+    optimizer = wrap(comm, model, zero_fill=zero_fill)
+    x, t = part_of(comm, whole(0))
+
+    def loss() -> chainer.Variable:
+        return model(x, t) + (F.sum(model.unused.W) if comm.rank == 0 else 0)
+
+    if zero_fill:
+        optimizer.update(loss)
+    else:
+        with pytest.raises(MismatchError, match='/unused/W'):
+            optimizer.update(loss)
+
+
 def test_gradients_of_another_model_are_dropped(comm: Communicator) -> None:
     model, other = net(), net()
     optimizer = wrap(comm, model)
