@@ -1,9 +1,11 @@
-"""The norm of a gradient whose parts are on many ranks.
+"""Hooks of the optimizer that need the whole of a gradient whose parts are on many ranks.
 
 Chainer's own ``GradientClipping`` takes that of the parts that this rank has, which differs between
 ranks, and then so would their parameters. So for a model with parts it does what
-`ParallelGradientClipping` does; all other models it treats as ever. ``GradientLARS``, which takes
-norms of each parameter, refuses a part.
+`ParallelGradientClipping` does; all other models it treats as ever. ``GradientNoise`` draws the
+noise of the whole and adds its part: so it is that of one process, and ranks with parts of unequal
+sizes go on with equal random states, which parameters without parts need. ``GradientLARS``, which
+takes norms of each parameter, refuses a part.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import chainer
 import numpy as np
-from chainer.optimizer_hooks import GradientClipping, GradientLARS
+from chainer.optimizer_hooks import GradientClipping, GradientLARS, GradientNoise
 
 from mnx.errors import ArgumentError
 from mnx.links.split_parameter import SplitParameter
@@ -85,6 +87,7 @@ def _squares(params: list[Any]) -> float:
 
 _clip_as_chainer = GradientClipping.__call__
 _scale_as_chainer = GradientLARS.__call__
+_add_noise_as_chainer = GradientNoise.__call__
 
 
 def _clip_any(self: GradientClipping, optimizer: chainer.Optimizer) -> None:
@@ -103,5 +106,16 @@ def _scale_wholes(self: GradientLARS, rule: Any, param: chainer.Parameter) -> No
     _scale_as_chainer(self, rule, param)
 
 
+def _add_noise_of_whole(self: GradientNoise, rule: Any, param: chainer.Parameter) -> None:
+    if not isinstance(param, SplitParameter):
+        _add_noise_as_chainer(self, rule, param)
+    elif param.grad is not None:
+        shape = param.part.whole_shape(param.shape)
+        with chainer.using_device(param.device):
+            noise = self.noise_func(param.device.xp, shape, param.grad.dtype, self, rule)
+            param.grad += param.part.cut(noise)
+
+
 GradientClipping.__call__ = _clip_any
 GradientLARS.__call__ = _scale_wholes
+GradientNoise.__call__ = _add_noise_of_whole

@@ -3,11 +3,12 @@ from __future__ import annotations
 import chainer
 import numpy as np
 import pytest
-from chainer.optimizer_hooks import GradientClipping, GradientLARS
+from chainer.optimizer_hooks import GradientClipping, GradientLARS, GradientNoise
 
 from mnx.communicators import Communicator
 from mnx.errors import ArgumentError
 from mnx.links import ParallelGradientClipping, ParallelLinear
+from mnx.links.split_parameter import SplitParameter
 from tests.links.test_parallel_linear import MODELS, N_HIDDEN, N_IN, N_OUT, serial
 from tests.links.training import assert_equal_wholes, batches, seeded
 
@@ -60,3 +61,14 @@ def test_lars_takes_no_parts(comm: Communicator) -> None:
     with pytest.raises(ArgumentError, match=r'GradientLARS: .* is a part of a parameter'):
         steps(model, GradientLARS())
     steps(seeded(serial), GradientLARS())
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_noise_is_that_of_one_process(comm: Communicator, name: str) -> None:
+    expected = steps(seeded(serial), GradientNoise(0.3))
+    found = steps(seeded(lambda: MODELS[name](comm)), GradientNoise(0.3))
+    assert_equal_wholes(found, expected, 1e-11)
+    states = comm.allgather_obj(np.random.rand())
+    assert len(set(states)) == 1
+    same = [p.array.tolist() for p in found.params() if not isinstance(p, SplitParameter)]
+    assert all(other == same for other in comm.allgather_obj(same))
