@@ -73,6 +73,7 @@ class ByFan(Entry):
     scale: Positive = 1.0
 
 
+OfAnyShape = Annotated[Constant | Uniform | Gaussian, Field(discriminator='type')]
 Initialiser = Annotated[Constant | Uniform | Gaussian | ByFan, Field(discriminator='type')]
 
 # --- learning rules -------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ class Weighted(Trained):
 
     init: Initialiser | None = None
     bias: bool = True
-    bias_init: Initialiser | None = None
+    bias_init: OfAnyShape | None = None  # a vector has no fan
     activation: Activation = 'identity'
 
 

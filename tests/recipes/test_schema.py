@@ -73,6 +73,11 @@ WRONG = [
     ('epochs: 2', 'epochs: 2\nseed: -1', '3: seed: expected a number greater than or equal to 0'),
     ('epochs: 2', 'epochs: 2\nsnapshot: x.npz', '3: snapshot: expected a mapping of keys'),
     ('epochs: 2', 'epochs: 2\nschedule: {type: step}', '3: schedule.epochs: is missing'),
+    (
+        'units: 10',
+        'units: 10, bias_init: {type: he_normal}',
+        "5: layers[0].bias_init.type: expected one of 'constant', 'uniform', 'gaussian', but got",
+    ),
     (BASE, 'words', "1: expected a mapping of keys, but got 'words'"),
     (BASE, '- a', "1: expected a mapping of keys, but got ['a']"),
 ]
