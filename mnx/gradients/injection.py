@@ -23,14 +23,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import chainer
+from chainer.optimizer_hooks import GradientNoise
 from chainer.variable import VariableNode
 
 from mnx.arrays import Array
 from mnx.errors import ArgumentError
 from mnx.functions import allreduce
+from mnx.gradients.noise import SameNoise
 from mnx.gradients.overlap import OverlappedExchange
 
 if TYPE_CHECKING:
@@ -83,7 +86,7 @@ def inject_allreduce(
     Backward becomes collective: all ranks do it equally often, and each of them reaches some
     parameter of the model; which ones may differ. Parameters that a rank did not use count as zeros
     there; those that no rank used keep the gradient they had. Each rank has an equal share in the
-    mean, whatever its batch.
+    mean, whatever its batch. Chainer's ``GradientNoise`` adds the same noise on all ranks.
 
     The exchange starts while backward runs, except on GPUs, for parameters used outside of their
     link, and in the first pass, in which ranks learn the order. With
@@ -166,6 +169,7 @@ class AllReduceGradients(chainer.FunctionNode):
 
     def __init__(self, exchange: OverlappedExchange, comm: Communicator, op: str, end: Any) -> None:
         self._exchange, self._comm, self._op, self._end = exchange, comm, op, end
+        self.noise = SameNoise(comm)
 
     def connect(self, params: Sequence[chainer.Parameter]) -> list[Entry]:
         """Return a node for each parameter, behind which is its own one."""
@@ -297,3 +301,16 @@ def _variables(x: Any) -> Iterator[Variable]:
     elif isinstance(x, (tuple, list)):
         for item in x:
             yield from _variables(item)
+
+
+_add_noise_as_chainer = GradientNoise.__call__
+
+
+def _add_same_noise(self: GradientNoise, rule: Any, param: chainer.Parameter) -> None:
+    """Keep the copies of an injected model equal."""
+    node = param.creator_node
+    with node.noise.drawn(param.xp) if isinstance(node, AllReduceGradients) else nullcontext():
+        _add_noise_as_chainer(self, rule, param)
+
+
+GradientNoise.__call__ = _add_same_noise

@@ -19,8 +19,9 @@ import chainer
 import numpy as np
 from chainer.optimizer_hooks import GradientClipping, GradientLARS, GradientNoise
 
+from mnx.arrays import Array
 from mnx.errors import ArgumentError
-from mnx.links.split_parameter import SplitParameter
+from mnx.links.split_parameter import Part, SplitParameter
 
 if TYPE_CHECKING:
     from mnx.communicators import Communicator
@@ -107,13 +108,15 @@ def _scale_wholes(self: GradientLARS, rule: Any, param: chainer.Parameter) -> No
 
 
 def _add_noise_of_whole(self: GradientNoise, rule: Any, param: chainer.Parameter) -> None:
-    if not isinstance(param, SplitParameter):
-        _add_noise_as_chainer(self, rule, param)
-    elif param.grad is not None:
-        shape = param.part.whole_shape(param.shape)
-        with chainer.using_device(param.device):
-            noise = self.noise_func(param.device.xp, shape, param.grad.dtype, self, rule)
-            param.grad += param.part.cut(noise)
+    hook = _of_part(self, param.part) if isinstance(param, SplitParameter) else self
+    _add_noise_as_chainer(hook, rule, param)
+
+
+def _of_part(hook: GradientNoise, part: Part) -> GradientNoise:
+    def noise(xp: Any, shape: tuple[int, ...], dtype: Any, _: Any, rule: Any) -> Array:
+        return part.cut(hook.noise_func(xp, part.whole_shape(shape), dtype, hook, rule))
+
+    return GradientNoise(hook.eta, noise)
 
 
 GradientClipping.__call__ = _clip_any

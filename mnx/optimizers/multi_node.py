@@ -20,10 +20,10 @@ from chainer.serializer import Deserializer, Serializer
 from mnx.communicators import Communicator
 from mnx.errors import ArgumentError
 from mnx.gradients.exchange import GradientExchange
+from mnx.gradients.noise import same_noise
 from mnx.optimizers.batch_size import batch_size, other_sizes
 from mnx.optimizers.drift import PERIOD, DriftCheck
 from mnx.optimizers.link_state import LinkState
-from mnx.optimizers.noise import same_noise
 from mnx.optimizers.replicate import (
     InitializeOnce,
     free_if_used,

@@ -13,6 +13,7 @@ from chainer.optimizer_hooks import GradientNoise
 
 import mnx
 from mnx.communicators import Communicator
+from mnx.links import ParallelLinear
 from mnx.testing import assert_replicated
 
 
@@ -93,3 +94,31 @@ def test_without_noise_no_number_is_drawn(comm: Communicator) -> None:
     np.random.seed(comm.rank)
     optimizer.update(net, data(4))
     assert np.random.rand() == np.random.RandomState(comm.rank).rand()
+
+
+def test_a_plain_optimizer_of_an_injected_model(comm: Communicator) -> None:
+    net = Net()
+    injection = mnx.inject_allreduce(net, comm)
+    optimizer = chainer.optimizers.SGD(0.1).setup(net)
+    optimizer.add_hook(GradientNoise(0.3))
+    for _ in range(3):
+        optimizer.update(net, data(4))
+    assert_replicated(comm, net)
+    drawn = comm.allgather_obj(np.random.rand())
+    assert len(set(drawn)) == comm.size  # each goes on with its own
+    noises = [p.grad for p in net.params()]
+    assert len({tuple(noise.ravel()) for noise in noises}) == len(noises)
+    injection.remove()
+
+
+def test_parts_of_an_injected_model(comm: Communicator) -> None:
+    """Copies of a model in parts: the noise of a part is the same in all copies."""
+    alone = comm.split(comm.rank, 0)
+    assert alone is not None
+    net = ParallelLinear(3, 2, alone, initialW=np.ones((2, 3)))
+    mnx.inject_allreduce(net, comm)
+    optimizer = chainer.optimizers.SGD(0.1).setup(net)
+    optimizer.add_hook(GradientNoise(0.3))
+    optimizer.update(lambda: F.mean(net(data(4)) ** 2))
+    assert_replicated(comm, net)
+    alone.finalize()

@@ -3,7 +3,8 @@
 `chainer.optimizer_hooks.GradientNoise` draws from the global generator, which is another one on
 each rank. There its noise would drive the copies of the model apart. So while hooks act, all ranks
 draw from a generator with one seed, which is the next number of rank 0's global generator; then
-each goes on with its own.
+each goes on with its own. A model with all-reduces in its graph has a plain optimizer, whose hooks
+ask for the same numbers parameter by parameter.
 """
 
 from __future__ import annotations
@@ -67,3 +68,25 @@ def _seeded_device(xp: Any, seed: int) -> Iterator[None]:
         yield
     finally:
         xp.random.set_random_state(own)
+
+
+class SameNoise:
+    """The same numbers on all ranks, for one parameter after another of a model they share."""
+
+    def __init__(self, comm: Communicator) -> None:
+        self._comm = comm
+        self._seed: int | None = None
+        self._calls = 0
+
+    @contextmanager
+    def drawn(self, xp: Any) -> Iterator[None]:
+        """Let what is drawn inside be the same. Collective the first time, alike on all ranks."""
+        if self._comm.size == 1:
+            yield
+            return
+        if self._seed is None:
+            self._seed = self._comm.bcast_obj(_next_number() if self._comm.rank == 0 else None)
+        self._calls += 1
+        seed = (self._seed + self._calls) % 2**32
+        with _seeded_numpy(seed), _seeded_device(xp, seed):
+            yield
