@@ -250,10 +250,14 @@ def table(reports: list[Report]) -> str:
 def oddities(reports: list[Report]) -> list[str]:
     """Return what some ranks brought and others did not, such as a parameter of its own.
 
+    Nothing if some brought no such list: they are in another call, and have no fewer parameters.
+
     >>> oddities([Report(0, 1, 'f', 'a.py:3', None, None, ['/W float32(3,)']),
     ...           Report(1, 1, 'f', 'a.py:3', None, None, ['/W float32(3,)', '/b float32(1,)'])])
     ['only on rank(s) 1: /b float32(1,)']
     """
+    if not all(report.details for report in reports):
+        return []
     holders: dict[str, list[int]] = {}
     for report in reports:
         for detail in report.details:

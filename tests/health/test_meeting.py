@@ -94,3 +94,8 @@ def test_the_lowest_rank_that_failed_is_heard(first: int) -> None:
         for rank in range(3)
     ]  # fmt: skip
     assert str(verdict(reports)) == f'rank {first} said'
+
+
+def test_a_rank_in_another_call_is_not_said_to_lack_parameters() -> None:
+    reports = [report(0, 'multi_node_mean_grad', details=['/W float32(3,)']), report(1, 'finalize')]
+    assert oddities(reports) == []
