@@ -11,7 +11,7 @@ from chainer.serializers import NpzDeserializer
 
 from mnx.errors import ArgumentError, DataError
 from mnx.training import random_state
-from mnx.training.checkpoints import choice, folder, positions
+from mnx.training.checkpoints import choice, folder, optimizer_names, positions
 from mnx.training.checkpoints.choice import Skipped
 from mnx.training.checkpoints.folder import Found
 from mnx.training.checkpoints.rehearsal import Rehearsal
@@ -165,7 +165,10 @@ def _into(comm: CommunicatorBase, saved: SavedSet, trainer: Any, state: State) -
     with comm.together('resume'):
         positions.prepare(trainer, state)
         try:
-            trainer.serialize(Rehearsal(state))
+            rehearsal = Rehearsal(state)
+            trainer.serialize(rehearsal)
+            rehearsal.check_all_read()
+            optimizer_names.check(trainer, state)
         except (KeyError, ValueError, TypeError) as error:
             raise ArgumentError(
                 f'resume: {saved.path} does not fit this trainer ({type(error).__name__}: {error}).'

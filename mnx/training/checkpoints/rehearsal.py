@@ -24,23 +24,38 @@ class Rehearsal(Deserializer):
         What stands before the names.
     """
 
-    def __init__(self, state: State, path: str = '') -> None:
+    def __init__(self, state: State, path: str = '', read: set[str] | None = None) -> None:
         self._state = state
         self._path = path
+        self._read = set() if read is None else read
 
     def __getitem__(self, key: str) -> Deserializer:
         if not self._path and key != 'updater':
             return NpzDeserializer(self._state)[key]
-        return Rehearsal(self._state, f'{self._path}{key.strip("/")}/')
+        return Rehearsal(self._state, f'{self._path}{key.strip("/")}/', self._read)
 
     def __call__(self, key: str, value: Any) -> Any:
         """Raise if nothing could be loaded in place of `value`; return it."""
-        stored = self._state[self._path + key.lstrip('/')]
+        where = self._path + key.lstrip('/')
+        stored = self._state[where]
+        self._read.add(where)
         probe = value
         if is_array(value) and stored[()] is not None:
-            if stored.shape != value.shape:
-                where = self._path + key
-                raise ValueError(f'{where} has shape {stored.shape}, and here {value.shape}')
+            _check_alike(where, stored, value)
             probe = np.empty(value.shape, value.dtype)
         NpzDeserializer(self._state, self._path)(key, probe)
         return value
+
+    def check_all_read(self) -> None:
+        """Raise if something of a model was saved that nothing here has asked for."""
+        models = (key for key in self._state if key.startswith('updater/model:'))
+        unread = sorted(key for key in models if key not in self._read)
+        if unread:
+            raise ValueError(f'{unread[0]} was saved, and is nothing here')
+
+
+def _check_alike(where: str, stored: Any, value: Any) -> None:
+    if stored.shape != value.shape:
+        raise ValueError(f'{where} has shape {stored.shape}, and here {value.shape}')
+    if stored.dtype != value.dtype:
+        raise ValueError(f'{where} has dtype {stored.dtype}, and here {value.dtype}')

@@ -194,6 +194,11 @@ def lie_about_the_size(path):
     path.write_text(json.dumps(text))
 
 
+def in_float64(model):
+    for param in model.params():
+        param.array = param.array.astype(np.float64)
+
+
 LAST = 'rank_LAST.npz'
 DAMAGES = [
     ('rank_0.npz', flip, 'rank_0.npz is damaged'),
@@ -319,6 +324,34 @@ class TestDamage:
             trainer.checkpoint.resume(trainer)
         assert parameters(trainer) == before
         assert trainer.updater.iteration == 0
+
+    @pytest.mark.parametrize(
+        ('change', 'reason'),
+        [
+            (lambda model: delattr(model.predictor, 'l2'), 'l2/W was saved, and is nothing here'),
+            (in_float64, 'has dtype float32, and here float64'),
+        ],
+        ids=['a layer less', 'dtype'],
+    )
+    def test_a_model_that_would_load_in_part(self, comm, shared_path, change, reason):
+        build(comm, shared_path, until=(2, 'iteration')).run()
+        trainer = build(comm, shared_path, seed=9)
+        optimizer = trainer.updater.get_optimizer('main')
+        change(optimizer.target)
+        before = parameters(trainer)
+        with pytest.raises(ArgumentError, match=reason):
+            trainer.checkpoint.resume(trainer)
+        assert parameters(trainer) == before
+
+    @pytest.mark.parametrize('name', ['SGD', 'MomentumSGD'])
+    def test_another_optimizer(self, comm, shared_path, name):
+        """SGD needs less than Adam has saved; MomentumSGD has a `v`, too, of other meaning."""
+        build(comm, shared_path, until=(2, 'iteration')).run()
+        trainer = build(comm, shared_path, seed=9, optimizer=getattr(chainer.optimizers, name)())
+        before = parameters(trainer)
+        with pytest.raises(ArgumentError, match=f'was Adam, and here is {name}'):
+            trainer.checkpoint.resume(trainer)
+        assert parameters(trainer) == before
 
     def test_another_trainer_on_one_rank(self, comm, shared_path):
         build(comm, shared_path, until=(2, 'iteration')).run()

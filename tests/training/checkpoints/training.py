@@ -65,6 +65,7 @@ def build(
     scatter_seed: int | None = 1,
     shuffle: bool | None = None,
     every: Any = (1, 'iteration'),
+    optimizer: Any = None,
     **options: Any,
 ) -> Any:
     """Return a trainer with a `checkpoint` and a list of the numbers it has `seen`."""
@@ -76,12 +77,14 @@ def build(
     seen = Seen()
     iterator = SerialIterator(D.TransformDataset(data, seen), batch_size, shuffle=shuffle)
     model = L.Classifier(Net(n_units))
-    optimizer = mnx.create_multi_node_optimizer(chainer.optimizers.Adam(), comm).setup(model)
+    actual = chainer.optimizers.Adam() if optimizer is None else optimizer
+    optimizer = mnx.create_multi_node_optimizer(actual, comm).setup(model)
     updater = training.updaters.StandardUpdater(iterator, optimizer)
     trainer = training.Trainer(updater, until, out=str(out))
     test = SerialIterator(D.TransformDataset(data, Seen()), 5, repeat=False, shuffle=False)
     trainer.extend(create_multi_node_evaluator(extensions.Evaluator(test, model), comm))
-    trainer.extend(extensions.ExponentialShift('alpha', 0.7), trigger=(1, 'epoch'))
+    rate = 'alpha' if isinstance(actual, chainer.optimizers.Adam) else 'lr'
+    trainer.extend(extensions.ExponentialShift(rate, 0.7), trigger=(1, 'epoch'))
     trainer.extend(on_root(extensions.LogReport(trigger=(5, 'iteration')), comm))
     trainer.checkpoint = Checkpoint(comm, **options)
     trainer.extend(trainer.checkpoint, trigger=every)
