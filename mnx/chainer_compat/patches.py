@@ -179,8 +179,14 @@ NAG = (
     ),
     Patch(
         'chainer.iterators.multiprocess_iterator',
-        'Thread.setDaemon is deprecated (Python 3.10).',
-        (Fragment('thread.setDaemon(True)', 'thread.daemon = True'),),
+        'Thread.setDaemon is deprecated (Python 3.10); without shuffling it cannot be saved.',
+        (
+            Fragment('thread.setDaemon(True)', 'thread.daemon = True'),
+            Fragment(
+                'order = self._state.order.copy()',
+                'order = None if self._state.order is None else self._state.order.copy()',
+            ),
+        ),
     ),
     Patch(
         'chainer.backends.cuda',

@@ -30,6 +30,8 @@ from mnx.training.snapshot import State
 if TYPE_CHECKING:
     from mnx.communicators import CommunicatorBase
 
+_ORDERS = 'order', '_order'  # MultithreadIterator's own name
+
 
 class InOrder(OrderSampler):
     """Gives the examples in the order of their numbers, as an iterator without a sampler does."""
@@ -71,16 +73,25 @@ def capture(trainer: Any, state: State) -> State:
 
 def _rest(state: Mapping[str, Any], prefix: str, length: int) -> NDArray[np.int64]:
     """Return the numbers of the examples that the iterator still has to give in this epoch."""
-    order = state.get(f'{prefix}order', np.arange(length))
-    rest: NDArray[np.int64] = order[int(state[f'{prefix}current_position']) :]
-    return rest
+    order = _order(state, prefix)
+    rest: NDArray[np.int64] = np.arange(length) if order is None else order
+    return rest[int(state[f'{prefix}current_position']) :]
+
+
+def _order(state: Mapping[str, Any], prefix: str) -> NDArray[np.int64] | None:
+    """Return the order that an iterator has saved, if it has one."""
+    for name in _ORDERS:
+        order: NDArray[np.int64] | None = state.get(f'{prefix}{name}')
+        if order is not None and not order.dtype.hasobject:  # Chainer's way to save None
+            return order
+    return None
 
 
 def prepare(trainer: Any, state: State) -> None:
     """Let iterators without an order have one, if they got one when the data were dealt out."""
     for name, iterator in iterators_of(trainer).items():
         has_none = hasattr(iterator, 'order_sampler') and iterator.order_sampler is None
-        if f'{prefix_of(name)}order' in state and has_none:
+        if has_none and _order(state, prefix_of(name)) is not None:
             set_order_sampler(iterator, InOrder())
             iterator.reset()
 
@@ -155,7 +166,7 @@ def _dealt(
     left = np.unique(np.concatenate([state[_own(name, 'left')] for state in states]))
     hands = dealing.deal(left, bounds)
     hand, prefix = hands[rank], prefix_of(name)
-    shuffles = f'{prefix}order' in states[0]
+    shuffles = _order(states[0], prefix) is not None
     shuffle = np.random.default_rng([len(left), rank]) if shuffles else None
     order = dealing.order_of(hand, bounds[rank], shuffle)
     position = len(order) - len(hand.own) - len(hand.foreign)
@@ -165,7 +176,7 @@ def _dealt(
         f'{len(bounds)} ranks'
     )
     return {
-        f'{prefix}order': order,
+        **{f'{prefix}{name}': order for name in _ORDERS},
         f'{prefix}current_position': np.asarray(position),
         _own(name, 'foreign'): hand.foreign,
     }, [note] * (n_again > 0)

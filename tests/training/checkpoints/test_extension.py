@@ -13,7 +13,7 @@ import chainer.links as L
 import numpy as np
 import pytest
 from chainer import training
-from chainer.iterators import MultiprocessIterator, SerialIterator
+from chainer.iterators import MultiprocessIterator, MultithreadIterator, SerialIterator
 
 import mnx
 from mnx.errors import ArgumentError, DataError, DtypeError, MismatchError, RemoteError
@@ -472,6 +472,31 @@ class TestAnotherNumberOfRanks:
                     assert trainer.updater.iteration == 2 * N // 12
         counts = Counter(n for numbers in comm.allgather_obj(seen) for ns in numbers for n in ns)
         assert counts == dict.fromkeys(range(N), 2)
+
+    @pytest.mark.parametrize('shuffle', [None, False], ids=['shuffled', 'in order'])
+    @pytest.mark.parametrize('kind', [MultithreadIterator, MultiprocessIterator])
+    def test_iterators_that_read_ahead(self, comm, shared_path, kind, shuffle, request):
+        """Each names its order in another way, or has none."""
+
+        def make(comm):
+            data = mnx.scatter_dataset(np.arange(24.0), comm, shuffle=True, seed=0)
+            optimizer = chainer.optimizers.SGD().setup(L.Linear(1, 1, initialW=1))
+            iterator = kind(data, 12 // comm.size, shuffle=shuffle)
+            updater = training.updaters.StandardUpdater(iterator, optimizer)
+            return training.Trainer(updater, out=str(shared_path)), iterator
+
+        seen = []
+        sizes = [comm.size, max(1, comm.size - 1)]
+        for is_last, group in enumerate(self.groups(comm, sizes)):
+            if group is not None:
+                trainer, iterator = make(group)
+                request.addfinalizer(iterator.finalize)
+                assert bool(Checkpoint(group).resume(trainer)) == bool(is_last)
+                seen += iterator.next()
+                trainer._start_at = 0
+                Checkpoint(group)(trainer)
+        counts = Counter(float(n) for numbers in comm.allgather_obj(seen) for n in numbers)
+        assert counts == dict.fromkeys(map(float, range(24)), 1)
 
     def test_the_replicated_stays_as_it_is(self, comm, shared_path):
         build(comm, shared_path, until=(2, 'iteration')).run()
