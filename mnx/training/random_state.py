@@ -21,10 +21,12 @@ import hashlib
 import json
 import random
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from chainer.backends import cuda
 
 _Generator = (np.random.RandomState, np.random.Generator, random.Random)
 
@@ -52,9 +54,20 @@ def restore(text: str, trainer: Any) -> None:
         if name in states['orders']:
             _set(generator, states['orders'][name])
     if 'cupy' in states:
-        import cupy
+        _seed_cupy(states['cupy'])
 
-        cupy.random.seed(states['cupy'])
+
+def _seed_cupy(seed: int) -> None:
+    if not cuda.available:  # a training that goes on on CPUs draws nothing there
+        warnings.warn(
+            'resume: random numbers were drawn on a GPU, and here is none; those drawn on the CPU '
+            'in their place are others.',
+            stacklevel=2,
+        )
+        return
+    import cupy
+
+    cupy.random.seed(seed)
 
 
 def drawn_by_threads(trainer: Any) -> list[str]:

@@ -1,3 +1,4 @@
+import json
 import random
 from types import SimpleNamespace
 
@@ -138,3 +139,14 @@ class TestSpread:
         found = [self.draws_of(random_state.spread(texts, rank)) for rank in range(4)]
         assert len({str(numbers) for numbers, _ in found}) == 4
         assert len({str(orders) for _, orders in found}) == 1
+
+
+def test_a_state_of_a_gpu_where_there_is_none():
+    if random_state.cuda.available:
+        pytest.skip('there is one')
+    trainer = SimpleNamespace(updater=SimpleNamespace(iteration=1))
+    states = json.loads(random_state.capture(trainer))
+    expected = np.random.rand()
+    with pytest.warns(UserWarning, match='drawn on a GPU, and here is none'):
+        random_state.restore(json.dumps({**states, 'cupy': 5}), trainer)
+    assert np.random.rand() == expected

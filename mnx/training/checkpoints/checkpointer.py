@@ -129,12 +129,12 @@ class MultiNodeCheckpointer(Checkpoint):
         return f'{len(self._seconds)} checkpoints: {mean:.3f} s each, {longest:.3f} s at most'
 
     def finalize(self) -> None:
-        """Remove all sets, unless an error ends the training. Not collective."""
+        """Remove its sets, unless an error ends the training. Not collective."""
         is_error = sys.exc_info()[0] is not None
         if self._owners and self._owners[self.comm.rank] == self.comm.rank and not is_error:
             assert self.path is not None
             home = self.path / self._folder
-            for name in folder.names_in(home):
+            for name in set(folder.names_in(home)) - (self._others or set()):
                 folder.remove(home / name)
 
     def _home(self, trainer: Any) -> Path:

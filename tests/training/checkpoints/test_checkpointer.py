@@ -64,6 +64,19 @@ def test_interrupted_and_loaded(comm, shared_path, has_path):
     assert names(path or out) == []  # it has come to its end
 
 
+def test_sets_of_another_training_stay(comm, shared_path):
+    trainer, _ = with_checkpointer(comm, shared_path)
+    trainer.extend(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    comm.barrier()
+    others = names(shared_path)
+    trainer, _ = with_checkpointer(comm, shared_path)  # without maybe_load
+    trainer.run()
+    comm.barrier()
+    assert names(shared_path) == others != []
+
+
 def test_an_error_keeps_the_sets(comm, shared_path):
     trainer, _ = with_checkpointer(comm, shared_path, trigger=(2, 'iteration'))
 
