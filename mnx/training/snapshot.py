@@ -32,6 +32,8 @@ from numpy.typing import NDArray
 
 from mnx.errors import ArgumentError, DataError, MissingDataError
 from mnx.training import random_state
+from mnx.training.checkpoints import optimizer_names
+from mnx.training.checkpoints.rehearsal import rehearse
 from mnx.training.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -170,6 +172,7 @@ def capture(trainer: Any, rank: int) -> State:
     serializer = DictionarySerializer()
     serializer.save(trainer)
     state: State = {key: np.asarray(value) for key, value in serializer.target.items()}
+    state |= optimizer_names.capture(trainer)
     state[RANDOM] = np.asarray(random_state.capture(trainer, rank))
     return state
 
@@ -227,6 +230,7 @@ def read(path: Path) -> State:
 
 def _load(state: State, trainer: Any, path: object) -> None:
     try:
+        rehearse(trainer, state)
         NpzDeserializer(state).load(trainer)
     except (KeyError, ValueError, TypeError) as error:
         raise ArgumentError(

@@ -338,6 +338,20 @@ def test_another_model_is_told(comm, shared_path):
         resume(path, build(comm, shared_path, batch_normalization=True), comm)
 
 
+@pytest.mark.parametrize('change', ['less', 'more'])
+def test_what_does_not_fit_changes_nothing(comm, shared_path, change):
+    path = saved(comm, shared_path)
+    trainer = build(comm, shared_path, seed=9, batch_normalization=change == 'more')
+    model = trainer.updater.get_optimizer('main').target
+    if change == 'less':
+        del model.predictor.l2
+    before = [param.array.tobytes() for param in model.params()]
+    with pytest.raises(ArgumentError, match='bn' if change == 'more' else 'l2/W was saved'):
+        resume(path, trainer, comm)
+    assert [param.array.tobytes() for param in model.params()] == before
+    assert trainer.updater.iteration == 0
+
+
 @pytest.mark.needs_ranks(2)
 def test_another_trainer_on_one_rank_is_told_on_all(comm, shared_path):
     path = saved(comm, shared_path)

@@ -11,7 +11,7 @@ from chainer.training import Extension
 
 from mnx.errors import ArgumentError, explain
 from mnx.training import snapshot
-from mnx.training.checkpoints import folder, loading, optimizer_names, positions, saving
+from mnx.training.checkpoints import folder, loading, positions, saving
 from mnx.training.checkpoints.loading import Resumed
 from mnx.training.checkpoints.sharing import folder_owners
 
@@ -131,7 +131,6 @@ class Checkpoint(Extension):
         with comm.together('checkpoint'):
             state = snapshot.capture(trainer, comm.rank)
             state |= positions.capture(trainer, state)
-            state |= optimizer_names.capture(trainer)
         saving.save(comm, home, self._owners, state, iteration)
         saving.remove_old(comm, home, self._owners, self.keep, self._others)
 

@@ -11,10 +11,10 @@ from chainer.serializers import NpzDeserializer
 
 from mnx.errors import ArgumentError, DataError
 from mnx.training import random_state
-from mnx.training.checkpoints import choice, folder, optimizer_names, positions
+from mnx.training.checkpoints import choice, folder, positions
 from mnx.training.checkpoints.choice import Skipped
 from mnx.training.checkpoints.folder import Found
-from mnx.training.checkpoints.rehearsal import Rehearsal
+from mnx.training.checkpoints.rehearsal import rehearse
 from mnx.training.checkpoints.saved_set import SavedSet
 from mnx.training.snapshot import RANDOM, State
 
@@ -165,10 +165,7 @@ def _into(comm: CommunicatorBase, saved: SavedSet, trainer: Any, state: State) -
     with comm.together('resume'):
         positions.prepare(trainer, state)
         try:
-            rehearsal = Rehearsal(state)
-            trainer.serialize(rehearsal)
-            rehearsal.check_all_read()
-            optimizer_names.check(trainer, state)
+            rehearse(trainer, state)
         except (KeyError, ValueError, TypeError) as error:
             raise ArgumentError(
                 f'resume: {saved.path} does not fit this trainer ({type(error).__name__}: {error}).'

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnx.training.snapshot import State
+if TYPE_CHECKING:
+    from mnx.training.snapshot import State
 
 
 def capture(trainer: Any) -> State:

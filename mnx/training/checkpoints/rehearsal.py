@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from chainer.serializer import Deserializer
 from chainer.serializers import NpzDeserializer
 
 from mnx.arrays import is_array
-from mnx.training.snapshot import State
+from mnx.training.checkpoints import optimizer_names
+
+if TYPE_CHECKING:
+    from mnx.training.snapshot import State
 
 
 class Rehearsal(Deserializer):
@@ -52,6 +55,20 @@ class Rehearsal(Deserializer):
         unread = sorted(key for key in models if key not in self._read)
         if unread:
             raise ValueError(f'{unread[0]} was saved, and is nothing here')
+
+
+def rehearse(trainer: Any, state: State) -> None:
+    """Raise what loading would raise, or if the state is not of this model and these optimizers.
+
+    Raises
+    ------
+    KeyError, ValueError, TypeError
+        Model, optimizers and iterators are as they were.
+    """
+    rehearsal = Rehearsal(state)
+    trainer.serialize(rehearsal)
+    rehearsal.check_all_read()
+    optimizer_names.check(trainer, state)
 
 
 def _check_alike(where: str, stored: Any, value: Any) -> None:
