@@ -97,8 +97,6 @@ WRONG = {
     'type: dense, units: 9, name: a; type: dense, units: 10, name: a': (
         "6: layers[1].name: layers[0] is called 'a' already"
     ),
-    'type: dense, units: 10, name: forward': "5: layers[0].name: 'forward' is a word of Chainer",
-    'type: dense, units: 10, name: name': "5: layers[0].name: 'name' is a word of Chainer",
 }
 
 
