@@ -178,6 +178,21 @@ def test_a_parameter_that_one_rank_uses(comm: Communicator, zero_fill: bool) -> 
             optimizer.update(loss)
 
 
+@pytest.mark.needs_ranks(2)
+def test_it_compares_as_often_as_it_is_told(comm: Communicator) -> None:
+    model = net()
+    optimizer = wrap(comm, model, check_every=5 + comm.rank)
+    with pytest.raises(MismatchError, match='check_every=6'):
+        optimizer.update(model, *part_of(comm, whole(0)))
+
+
+def test_the_first_update_leaves_no_gradients(comm: Communicator) -> None:
+    """Those of a rank are no mean, and somebody might look at them."""
+    model = net()
+    wrap(comm, model).update(model, *part_of(comm, whole(0)))
+    assert all(param.grad is None for param in model.params())
+
+
 def test_gradients_of_another_model_are_dropped(comm: Communicator) -> None:
     model, other = net(), net()
     optimizer = wrap(comm, model)
