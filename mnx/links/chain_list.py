@@ -220,6 +220,9 @@ class MultiNodeChainList(chainer.ChainList):
         for inside in link.links(skipself=True):
             if isinstance(inside, MultiNodeNStepRNN) and inside.communicator is self._comm:
                 yield from inside.hops()
+            elif isinstance(inside, MultiNodeChainList) and inside._comm is self._comm:
+                for component in inside._table():
+                    yield from component.hops(self._comm.rank)
 
     def _child(self, link: chainer.Link) -> int:
         """Return the place of `link` among the children; it becomes one if it is not."""
@@ -227,8 +230,9 @@ class MultiNodeChainList(chainer.ChainList):
             if child is link:
                 return i
         super().add_link(link)
-        if isinstance(link, MultiNodeChainList) and link._comm is self._comm:
-            link._enclosed = True
+        for inside in link.links():  # the link itself, too
+            if isinstance(inside, MultiNodeChainList) and inside._comm is self._comm:
+                inside._enclosed = True
         return len(self) - 1
 
     def _ranks(self, name: str, ranks: Ranks) -> tuple[int, ...] | None:

@@ -350,6 +350,28 @@ def test_the_inner_one_does_not_wait_for_all_ranks(comm: Communicator) -> None:
     assert all(p.grad.any() for p in inner.params())
 
 
+@two_ranks
+@pytest.mark.limit(30)
+@pytest.mark.parametrize('goes_out', [False, True])
+def test_one_inside_a_chain_of_another_does_not_wait_for_all_ranks(
+    comm: Communicator, goes_out: bool
+) -> None:
+    """On rank 0 alone, or with its messages to rank 1, which are in no table of rank 0."""
+    model, inner = MultiNodeChainList(comm), MultiNodeChainList(comm)
+    if comm.rank == 0:
+        inner.add_link(make('f', 0), rank_out=1 if goes_out else 0)
+        inner.add_link(make('g', 1), rank_in=1 if goes_out else 0)
+        model.add_link(chainer.Sequential(inner, F.relu), rank_out=1)
+    elif comm.rank == 1:
+        if goes_out:
+            model.add_link(make('f', 0), rank_in=0, rank_out=0)
+        model.add_link(make('g', 1), rank_in=0)
+    y = model(np.ones((1, WIDTH)))
+    assert y.shape == ((1, WIDTH) if comm.rank == 1 else (0,))
+    (F.sum(y) if comm.rank == 1 else y).backward()
+    assert all(p.grad.any() for p in model.params())
+
+
 def test_without_checks_only_the_first_call_is_collective(
     comm: Communicator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
