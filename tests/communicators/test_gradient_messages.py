@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import chainer
 import numpy as np
 import pytest
@@ -87,6 +90,18 @@ def test_finalize_waits(comm: Communicator) -> None:
     own.finalize()
     expected = comm.start_mean_grad(model).wait()
     np.testing.assert_array_equal(pending.wait()['/a'], expected['/a'])
+
+
+def test_what_nobody_waits_for_is_kept_until_it_has_arrived(comm: Communicator) -> None:
+    """MPI still writes there."""
+    with mnx.create_communicator('naive') as own:
+        buckets = own.start_mean_grad(model_with_gradients(comm.rank))._pending
+        kept = [weakref.ref(bucket) for bucket in buckets]
+        del buckets
+        gc.collect()
+        assert all(bucket() is not None for bucket in kept)
+    gc.collect()
+    assert all(bucket() is None for bucket in kept)
 
 
 def test_not_finite_in_debug_mode(comm: Communicator) -> None:

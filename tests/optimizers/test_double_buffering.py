@@ -193,6 +193,18 @@ def test_the_first_update_leaves_no_gradients(comm: Communicator) -> None:
     assert all(param.grad is None for param in model.params())
 
 
+def test_a_weight_of_its_own(comm: Communicator) -> None:
+    """Of the last rank alone, so its part of the data is all there is."""
+    model, other = net(), net()
+    last = comm.rank == comm.size - 1
+    optimizer = wrap(comm, model, weight=lambda x, t: 2.0 if last else 0.0)
+    optimizer.update(model, *part_of(comm, whole(0)))
+    optimizer.flush()
+    twin = adam().setup(other)
+    twin.update(other, *comm.bcast_obj(part_of(comm, whole(0)), root=comm.size - 1))
+    assert_equal_models(model, other)
+
+
 def test_gradients_of_another_model_are_dropped(comm: Communicator) -> None:
     model, other = net(), net()
     optimizer = wrap(comm, model)
