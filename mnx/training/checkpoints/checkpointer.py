@@ -134,7 +134,7 @@ class MultiNodeCheckpointer(Checkpoint):
         if self._owners and self._owners[self.comm.rank] == self.comm.rank and not is_error:
             assert self.path is not None
             home = self.path / self._folder
-            for name in set(folder.names_in(home)) - (self._others or set()):
+            for name in set(folder.names_in(home)) - self._foreign(home):
                 folder.remove(home / name)
 
     def _home(self, trainer: Any) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,8 @@ class Checkpoint(Extension):
         self.keep = keep
         self._folder = name
         self._owners: list[int] = []
-        self._others: frozenset[str] | None = None  # not known before the first set
+        self._training = ''  # its name in the manifests; not known before the first set
+        self._damaged: frozenset[str] = frozenset()  # of its sets
 
     def __call__(self, trainer: Any) -> None:
         """Save the training. Collective: all ranks call it, and all raise if it fails.
@@ -125,21 +127,29 @@ class Checkpoint(Extension):
         comm = self.comm
         if not self._owners:
             self._owners = folder_owners(comm, home)
-        if self._others is None:
-            self._others = frozenset(folder.names_in(home))
-            self._say(_of_others(self._others, home))
+        if not self._training:
+            self._training = comm.bcast_obj(secrets.token_hex(8))
+            self._say(_of_others(self._foreign(home), home))
         with comm.together('checkpoint'):
             state = snapshot.capture(trainer, comm.rank)
             state |= positions.capture(trainer, state)
-        saving.save(comm, home, self._owners, state, iteration)
-        saving.remove_old(comm, home, self._owners, self.keep, self._others)
+        saving.save(comm, home, self._owners, state, iteration, self._training)
+        saving.remove_old(comm, home, self._owners, self.keep, self._foreign(home))
 
     def _resume(self, trainer: Any, home: Path) -> Resumed:
         resumed = loading.resume(self.comm, home, trainer)
-        self._others = frozenset(skipped.name for skipped in resumed.skipped if skipped.is_damage)
+        self._training = resumed.training
+        self._damaged = frozenset(skipped.name for skipped in resumed.skipped if skipped.is_damage)
         if resumed or resumed.skipped:
             self._say(str(resumed))
         return resumed
+
+    def _foreign(self, home: Path) -> frozenset[str]:
+        """Return the names of finished sets that this training must neither count nor remove."""
+        found = {name: folder.look_at(home / name) for name in folder.names_in(home)}
+        return self._damaged.union(
+            name for name, f in found.items() if f.problem or not f.is_of(self._training)
+        )
 
     def _home(self, trainer: Any) -> Path:
         return Path(self.path or trainer.out) / self._folder

@@ -22,6 +22,10 @@ class Found:
     manifest: Manifest | None = None
     problem: str = ''
 
+    def is_of(self, training: str) -> bool:
+        """Tell whether it is of this training; an unfinished one may be of any."""
+        return self.manifest is None or self.manifest.training == training
+
 
 def name_of(number: int, iteration: int) -> str:
     """Return the name of the `number`-th set; names sort in the order of writing.

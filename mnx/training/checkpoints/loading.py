@@ -31,6 +31,8 @@ class Resumed:
     iteration : int or None
         That of the set; None if there was none to go on from.
     path : Path or None
+    training : str
+        By which the training's sets are known; '' to start anew.
     skipped : list of Skipped
         Newer sets that are not whole, each with a ``name`` and a ``reason``.
     notes : list of str
@@ -39,6 +41,7 @@ class Resumed:
 
     iteration: int | None = None
     path: Path | None = None
+    training: str = ''
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -98,6 +101,7 @@ def _load(
         resumed.notes += positions.warn_of_other_data(trainer, state)
     _into(comm, saved, trainer, state)
     resumed.iteration, resumed.path = saved.manifest.iteration, saved.path
+    resumed.training = saved.manifest.training
     return None
 
 

@@ -27,6 +27,8 @@ class Manifest:
     Attributes
     ----------
     iteration : int
+    training : str
+        The same in all sets of one training, also after it went on; another in every other.
     size : int
         How many ranks wrote it.
     differs : list of str
@@ -36,6 +38,7 @@ class Manifest:
     """
 
     iteration: int
+    training: str
     size: int
     differs: list[str]
     files: dict[str, FileFacts]

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 
 def save(
-    comm: CommunicatorBase, home: Path, owners: list[int], state: State, iteration: int
+    comm: CommunicatorBase,
+    home: Path,
+    owners: list[int],
+    state: State,
+    iteration: int,
+    training: str,
 ) -> str:
     """Write a set; return its name. Collective: all ranks call it.
 
@@ -39,11 +44,13 @@ def save(
     state : dict
         What this rank has.
     iteration : int
+    training : str
+        Of which the set is.
     """
     name = _next_name(comm, home, iteration)
     path = home / name
     try:
-        _write(comm, path, owners, state, iteration)
+        _write(comm, path, owners, state, iteration, training)
     except Exception:
         shutil.rmtree(path, ignore_errors=True)  # a full disk shall not stay full of it
         raise
@@ -51,7 +58,12 @@ def save(
 
 
 def _write(
-    comm: CommunicatorBase, path: Path, owners: list[int], state: State, iteration: int
+    comm: CommunicatorBase,
+    path: Path,
+    owners: list[int],
+    state: State,
+    iteration: int,
+    training: str,
 ) -> None:
     holders, differs = _compare(comm, owners, state)
     facts = None
@@ -63,7 +75,7 @@ def _write(
     files = {folder.part_name(rank): facts for rank, facts in enumerate(told)}
     with comm.together('checkpoint'):
         if owners[comm.rank] == comm.rank:
-            manifest.write(path, Manifest(iteration, comm.size, differs, files))
+            manifest.write(path, Manifest(iteration, training, comm.size, differs, files))
             sync_folder(path.parent)
 
 

@@ -172,8 +172,11 @@ class TestWhatIsWritten:
         assert sets_in(shared_path) == ['000002_iteration_2', '000005_iteration_3']
         told = capfd.readouterr().err
         assert ('holds 1 sets of a training' in told) == (comm.rank == 0)
-        again = build(comm, shared_path)
+        again = build(comm, shared_path, until=(5, 'iteration'), keep=1)
         assert again.checkpoint.resume(again).iteration == 3
+        again.run()
+        comm.barrier()
+        assert [name[-1] for name in sets_in(shared_path)] == ['2', '5']
 
 
 def flip(path, where=0.5):
