@@ -7,8 +7,8 @@ from mnx.training.checkpoints.folder import Found
 from mnx.training.checkpoints.manifest import Manifest
 
 NAME = '000002_iteration_7'
-WHOLE = Found(Manifest(7, "a", 3, [], {}))
-OTHER = Found(Manifest(8, "a", 3, [], {}))
+WHOLE = Found(Manifest(7, 'a', 3, [], {}))
+OTHER = Found(Manifest(8, 'a', 3, [], {}))
 UNFINISHED = Found()
 BROKEN = Found(problem='it is damaged')
 
