@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ParamSpec
+
+import pytest
 
 from mnx.transports.launch import detect
 
-P = ParamSpec('P')
-
 ROOT = Path(__file__).resolve().parents[1]
+
+_suite = detect(os.environ)
+
+# What these jobs do does not depend on the suite they are started from, only how long they take.
+starts_jobs = pytest.mark.skipif(
+    _suite is not None and _suite.size > 1,
+    reason='starts jobs of its own: the suite on 1 rank does',
+)
 
 # A job started from a rank of another job must not take itself for a part of that one.
 _OF_LAUNCHERS = ('PMI_', 'PMIX_', 'OMPI_', 'PRTE_', 'HYDI_', 'HYDRA_', 'MPI_LOCAL', 'MPIEXEC_')
@@ -100,15 +106,3 @@ def _end(process: subprocess.Popen[str]) -> str:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         return process.communicate()[0]
-
-
-def on_first_rank(test: Callable[P, None]) -> Callable[P, None]:
-    """Let rank 0 of the suite alone run a test that starts a job; the others just pass."""
-
-    @functools.wraps(test)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        launch = detect(os.environ)
-        if launch is None or launch.rank == 0:
-            test(*args, **kwargs)
-
-    return run

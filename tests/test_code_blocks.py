@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from mnx.transports.launch import detect
-from tests.launching import ROOT, mpiexec, on_first_rank
-
-_suite = detect(os.environ)
-
-starts_jobs = pytest.mark.skipif(
-    _suite is not None and _suite.size > 1,
-    reason='starts jobs of its own: the suite on 1 rank does',
-)
+from tests.launching import ROOT, mpiexec, starts_jobs
 
 PRINTED = 'what commands print: times, versions and places are those of one machine'
 DRAWN = 'a drawing'
@@ -88,7 +79,7 @@ def test_each_block_is_run_or_has_a_reason() -> None:
     assert left == set(NOT_RUN)
 
 
-@on_first_rank
+@starts_jobs
 def test_the_lines_on_the_first_page() -> None:
     (block,) = of_kind('python', 'docs/index.md')
     job = mpiexec(2, f'import chainer, mnx\ntrain = list(range(8))\n{block.text}')
@@ -131,7 +122,6 @@ def test_each_failing_block_is_known() -> None:
     [(p, i) for p, es in ENDINGS.items() for i, e in enumerate(es) if isinstance(e, tuple)],
 )
 @starts_jobs
-@on_first_rank
 def test_a_failing_block_fails_as_the_page_says(page: str, number: int) -> None:
     start, message = ENDINGS[page][number]
     block = of_kind('py', page)[number]

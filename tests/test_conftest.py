@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.launching import mpiexec, on_first_rank
+from tests.launching import mpiexec, starts_jobs
 
 SUITE = """
 import os
@@ -30,7 +30,7 @@ sys.exit(pytest.main(['-q', '-p', 'tests.conftest', '-p', 'no:cacheprovider', sy
 """
 
 
-@on_first_rank
+@starts_jobs
 def test_ranks_that_collect_different_tests_are_told_the_first(tmp_path: Path) -> None:
     path = tmp_path / 'test_small.py'
     path.write_text(SUITE)

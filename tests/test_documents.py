@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import mnx
-from tests.launching import mpiexec, on_first_rank
+from tests.launching import mpiexec, starts_jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 HAS_EXTRA = all(importlib.util.find_spec(name) for name in ('pydantic', 'yaml'))
@@ -30,7 +30,7 @@ def test_docstring_examples(name: str) -> None:
     assert result.failed == 0
 
 
-@on_first_rank
+@starts_jobs
 def test_the_script_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # it writes a folder `result`
     (script,) = python_blocks(ROOT / 'README.md')
@@ -40,7 +40,7 @@ def test_the_script_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize('guide', sorted(ROOT.glob('docs/guide/*.md')), ids=lambda path: path.stem)
-@on_first_rank
+@starts_jobs
 def test_the_script_in_a_guide(
     guide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import mnx
 from mnx import global_except_hook
-from tests.launching import mpiexec, on_first_rank
+from tests.launching import mpiexec, starts_jobs
 
 PROGRAM = """
 import mnx
@@ -15,7 +15,7 @@ comm.allreduce_obj(1)
 """
 
 
-@on_first_rank
+@starts_jobs
 def test_a_script_that_asks_for_it_ends_with_one_report(tmp_path: Path) -> None:
     job = mpiexec(2, PROGRAM, tmp_path, timeout=60)
     assert job.returncode != 0

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from mnx.transports.launch import detect
 from tests.launching import clean_environment
-
-_launch = detect(os.environ)
-
-# What starts processes of its own, or takes long, is the same beside one rank and beside four.
-with_one_rank = pytest.mark.skipif(
-    _launch is not None and _launch.size > 1, reason='runs when the suite has one rank'
-)
 
 
 def run(

@@ -17,8 +17,8 @@ import pytest
 from packaging.version import Version
 
 import mnx
-from tests.chainer_compat.interpreters import run, with_one_rank
-from tests.launching import ROOT
+from tests.chainer_compat.interpreters import run
+from tests.launching import ROOT, starts_jobs
 
 AT_SITE_ROOT = {'mnx-chainer.pth', '_mnx_chainer_finder.py'}
 
@@ -31,7 +31,7 @@ def at_least(name: str, version: str) -> bool:
 
 
 pytestmark = [
-    with_one_rank,
+    starts_jobs,
     pytest.mark.slow,
     pytest.mark.skipif(not (ROOT / 'setup.py').exists(), reason='no source tree'),
     pytest.mark.skipif(not at_least('setuptools', '77'), reason='no setuptools to build with'),

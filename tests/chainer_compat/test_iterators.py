@@ -8,7 +8,8 @@ import chainer
 import numpy as np
 import pytest
 
-from tests.chainer_compat.interpreters import run, with_one_rank
+from tests.chainer_compat.interpreters import run
+from tests.launching import starts_jobs
 
 SCRIPT = """
 import multiprocessing, sys
@@ -35,7 +36,7 @@ if __name__ == '__main__':
 """
 
 
-@with_one_rank
+@starts_jobs
 @pytest.mark.parametrize('memory', ['shared', 'measured'])
 @pytest.mark.parametrize('method', ['fork', 'forkserver', 'spawn'])
 def test_multiprocess_iterator(method, memory, tmp_path):

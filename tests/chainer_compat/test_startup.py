@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from mnx import chainer_compat
-from tests.chainer_compat.interpreters import run, with_one_rank
-from tests.launching import ROOT
+from tests.chainer_compat.interpreters import run
+from tests.launching import ROOT, starts_jobs
 
 STARTUP = Path(chainer_compat.__file__).parent / 'startup'
 
 pytestmark = [
-    with_one_rank,
+    starts_jobs,
     pytest.mark.skipif(
         '_mnx_chainer_finder' not in sys.modules, reason='mnx is not installed, only importable'
     ),

@@ -15,9 +15,9 @@ import pytest
 from chainer import training
 from chainer.training import extensions
 
-from tests.chainer_compat.interpreters import with_one_rank
+from tests.launching import starts_jobs
 
-pytestmark = with_one_rank
+pytestmark = starts_jobs
 
 
 EPOCHS = 4

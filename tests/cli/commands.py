@@ -13,14 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from mnx.transports.launch import detect
 from tests.launching import clean_environment, find_mpiexec, mpiexec
 
-_suite = detect(os.environ)
-starts_jobs = pytest.mark.skipif(
-    _suite is not None and _suite.size > 1,
-    reason='starts jobs of its own: the suite on 1 rank does',
-)
 needs_extra = pytest.mark.skipif(
     importlib.util.find_spec('typer') is None or importlib.util.find_spec('rich') is None,
     reason='needs the extra `cli`',

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.commands import alone, hide, mnx, needs_extra, starts_jobs
-from tests.launching import mpiexec
+from tests.cli.commands import alone, hide, mnx, needs_extra
+from tests.launching import mpiexec, starts_jobs
 
 
 @starts_jobs

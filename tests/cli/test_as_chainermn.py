@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cli.commands import mnx, needs_extra, starts_jobs
+from tests.cli.commands import mnx, needs_extra
+from tests.launching import starts_jobs
 
 pytestmark = [starts_jobs, needs_extra]
 

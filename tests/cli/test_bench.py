@@ -10,7 +10,8 @@ import pytest
 from mnx.cli import bench, self_test
 from mnx.cli.bench import Plan
 from mnx.communicators import Communicator
-from tests.cli.commands import alone, mnx, needs_extra, on_terminal, starts_jobs
+from tests.cli.commands import alone, mnx, needs_extra, on_terminal
+from tests.launching import starts_jobs
 
 HAS_EXTRA = pytest.mark.skipif("not __import__('importlib').util.find_spec('typer')")
 SHORT = ('-b', '8', '-e', '4K', '-f', '512', '-n', '2', '-w', '1')

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from mnx.cli import self_test
-from tests.cli.commands import alone, mnx, needs_extra, on_terminal, starts_jobs
-from tests.launching import mpiexec
+from tests.cli.commands import alone, mnx, needs_extra, on_terminal
+from tests.launching import mpiexec, starts_jobs
 
 pytestmark = [starts_jobs, needs_extra]
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from mnx.cli import info
-from tests.cli.commands import alone, mnx, needs_extra, on_terminal, starts_jobs
+from tests.cli.commands import alone, mnx, needs_extra, on_terminal
+from tests.launching import starts_jobs
 
 FACTS: dict[str, Any] = {
     'versions': {'python': '3.12.1', 'cupy': None},

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.commands import alone, mnx, needs_extra, on_terminal, starts_jobs
-from tests.launching import clean_environment
+from tests.cli.commands import alone, mnx, needs_extra, on_terminal
+from tests.launching import clean_environment, starts_jobs
 
 pytestmark = [starts_jobs, needs_extra]
 

@@ -11,8 +11,8 @@ import pytest
 
 from mnx.cli.train import Wishes, run
 from mnx.communicators import Communicator
-from tests.cli.commands import alone, hide, mnx, needs_extra, starts_jobs
-from tests.launching import ROOT
+from tests.cli.commands import alone, hide, mnx, needs_extra
+from tests.launching import ROOT, starts_jobs
 
 MLP = ROOT / 'examples' / 'mnist' / 'mlp.yaml'
 

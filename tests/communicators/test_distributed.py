@@ -12,7 +12,7 @@ import pytest
 import mnx
 from mnx.communicators import Communicator
 from mnx.errors import ArgumentError, ClosedError, MismatchError, MissingPackageError
-from tests.launching import clean_environment, on_first_rank
+from tests.launching import clean_environment, starts_jobs
 
 BACKENDS = ['mpi', 'auto', 'naive', 'flat', 'shared_memory', 'two_dimensional']
 
@@ -113,7 +113,7 @@ def test_ranks_that_disagree(
         mnx.Distributed()
 
 
-@on_first_rank
+@starts_jobs
 def test_without_a_launcher() -> None:
     text = 'import mnx\nwith mnx.Distributed() as job:\n    print(job.rank, job.size, job.name)\n'
     done = subprocess.run(

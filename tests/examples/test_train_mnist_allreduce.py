@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.examples.jobs import Done, run
-from tests.launching import on_first_rank
+from tests.launching import starts_jobs
 
 SCRIPT = 'mnist/train_mnist_allreduce.py'
 QUICK = ('--dataset', 'digits', '--unit', 50, '--epoch', 3)
@@ -19,7 +19,7 @@ def accuracies(done: Done) -> list[float]:
 
 
 @pytest.mark.parametrize('n', [1, 3])
-@on_first_rank
+@starts_jobs
 def test_it_learns_and_one_process_speaks(n: int) -> None:
     done = run(n, SCRIPT, *QUICK, '--batchsize', 120 // n)
     assert len(accuracies(done)) == 3
@@ -27,7 +27,7 @@ def test_it_learns_and_one_process_speaks(n: int) -> None:
     assert done.stdout.count('communicator:') == 1
 
 
-@on_first_rank
+@starts_jobs
 def test_the_sum_is_the_mean_at_a_higher_rate() -> None:
     """With two processes both are the same numbers: nGraph's rate counted twice."""
     means = run(2, SCRIPT, *QUICK, '--op', 'mean', '--lr', 0.25)
@@ -35,7 +35,7 @@ def test_the_sum_is_the_mean_at_a_higher_rate() -> None:
     assert accuracies(means) == accuracies(sums)
 
 
-@on_first_rank
+@starts_jobs
 def test_an_unknown_backend_ends_the_job() -> None:
     done = run(2, SCRIPT, *QUICK, '--backend', 'smoke')
     assert done.returncode != 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -14,16 +13,9 @@ from pathlib import Path
 import pytest
 
 from mnx.transports import emergency
-from mnx.transports.launch import detect
-from tests.launching import clean_environment, find_mpiexec, mpiexec, on_first_rank
+from tests.launching import clean_environment, find_mpiexec, mpiexec, starts_jobs
 
-_suite = detect(os.environ)
-
-# What these jobs do does not depend on the suite they are started from, only how long they take.
-pytestmark = pytest.mark.skipif(
-    _suite is not None and _suite.size > 1,
-    reason='starts jobs of its own: the suite on 1 rank does',
-)
+pytestmark = starts_jobs
 
 LIMIT_S = 10.0  # half a second on a quiet machine; a test must also pass on a busy one
 
@@ -85,7 +77,6 @@ ONE_RANK = {
 
 
 @pytest.mark.parametrize(('failure', 'text'), ONE_RANK.values(), ids=ONE_RANK)
-@on_first_rank
 def test_one_rank_fails(failure: str, text: str, tmp_path: Path) -> None:
     job = run(
         tmp_path,
@@ -105,7 +96,6 @@ wait_for_the_others()
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason='needs sys.monitoring')
-@on_first_rank
 def test_system_exit_written_out(tmp_path: Path) -> None:
     job = run(
         tmp_path,
@@ -123,7 +113,6 @@ wait_for_the_others()
     assert 'SystemExit: 3' in job.output
 
 
-@on_first_rank
 def test_same_error_on_all_ranks_is_printed_once(tmp_path: Path) -> None:
     job = run(tmp_path, "about_to_fail()\nraise ValueError('the same')", n=4)
     assert_ended_in_time(job)
@@ -131,7 +120,6 @@ def test_same_error_on_all_ranks_is_printed_once(tmp_path: Path) -> None:
     assert 'ranks 0-3 of 4 on ' in job.output
 
 
-@on_first_rank
 def test_first_of_different_errors_is_printed_last(tmp_path: Path) -> None:
     job = run(
         tmp_path,
@@ -148,7 +136,6 @@ raise ValueError(f'error of rank {comm.rank}')
     assert job.output.count('Traceback (most recent call last)') == 4
 
 
-@on_first_rank
 def test_all_ranks_exit_without_noise(tmp_path: Path) -> None:
     job = run(tmp_path, 'about_to_fail()\nsys.exit(3)')
     assert_ended_in_time(job)
@@ -156,7 +143,6 @@ def test_all_ranks_exit_without_noise(tmp_path: Path) -> None:
     assert 'mnx' not in job.output
 
 
-@on_first_rank
 def test_killed_rank_ends_the_job(tmp_path: Path) -> None:
     job = run(
         tmp_path,
@@ -170,7 +156,6 @@ wait_for_the_others()
     assert_ended_in_time(job)
 
 
-@on_first_rank
 def test_caught_exit_and_exit_with_0_do_not_end_the_job(tmp_path: Path) -> None:
     job = run(
         tmp_path,
@@ -197,7 +182,6 @@ print('done', comm.rank)
     assert 'done 0' in job.output
 
 
-@on_first_rank
 def test_children_do_not_end_the_job(tmp_path: Path) -> None:
     job = run(
         tmp_path,
@@ -225,7 +209,6 @@ os.write(1, b'went on\\n')
     assert job.output.count('ValueError: in a fork') == 2
 
 
-@on_first_rank
 def test_the_program_s_own_hook_is_shown(tmp_path: Path) -> None:
     job = run(
         tmp_path,
@@ -247,7 +230,6 @@ wait_for_the_others()
     assert 'rank 1 of 2 on ' in job.output
 
 
-@on_first_rank
 def test_long_report_arrives_whole(tmp_path: Path) -> None:
     job = run(
         tmp_path,
@@ -262,7 +244,6 @@ wait_for_the_others()
     assert all(f'line {k}\n' in job.output for k in (0, 10_000, 19_999))
 
 
-@on_first_rank
 def test_mpi_without_a_communicator_of_mnx(tmp_path: Path) -> None:
     program = """
 import sys
@@ -312,7 +293,6 @@ OTHERS = {'start_mpi': 'mnx.create_communicator()', 'never_start_mpi': 'time.sle
 @pytest.mark.parametrize(
     ('failure', 'text', 'code'), BEFORE_COMMUNICATOR.values(), ids=BEFORE_COMMUNICATOR
 )
-@on_first_rank
 def test_one_rank_fails_before_mpi_starts(
     failure: str, text: str, code: int, others: str, tmp_path: Path
 ) -> None:
@@ -324,7 +304,6 @@ def test_one_rank_fails_before_mpi_starts(
     assert 'rank 1 of 2 on ' in job.output or not _is_hydra()
 
 
-@on_first_rank
 def test_unknown_name_on_one_rank(tmp_path: Path) -> None:
     program = BEFORE.format(
         one=LATE + "mnx.create_communicator('unknown')", others='mnx.create_communicator()'
@@ -340,7 +319,6 @@ def test_unknown_name_on_one_rank(tmp_path: Path) -> None:
     [("raise ValueError('boom')", 1), ('sys.exit(3)', 3)],
     ids=['exception', 'exit'],
 )
-@on_first_rank
 def test_all_ranks_fail_before_mpi_starts(failure: str, code: int, tmp_path: Path) -> None:
     program = BEFORE.format(one='pass', others=f'about_to_fail()\n{failure}')
     job = run(tmp_path, program, n=4, start='')
@@ -351,7 +329,6 @@ def test_all_ranks_fail_before_mpi_starts(failure: str, code: int, tmp_path: Pat
         assert 'rank 0 of 4 on ' in job.output
 
 
-@on_first_rank
 def test_programs_that_a_rank_runs_do_not_end_the_job(tmp_path: Path) -> None:
     program = """
 import multiprocessing, os, subprocess, sys
@@ -389,7 +366,6 @@ def test_another_file_is_not_taken_for_the_launcher(tmp_path: Path) -> None:
     assert emergency.bare_launcher(environ) is None
 
 
-@on_first_rank
 def test_dies_by_a_signal_where_hydra_does_not_answer() -> None:
     program = """
 import os, socket
@@ -411,7 +387,6 @@ raise ValueError('boom')
     assert result.stderr.count('ValueError: boom') == 1
 
 
-@on_first_rank
 def test_communicator_over_some_ranks_only(tmp_path: Path) -> None:
     program = """
 import sys
@@ -428,7 +403,6 @@ MPI.COMM_WORLD.Barrier()
     assert 'rank 1 of 4 on ' in result.stdout
 
 
-@on_first_rank
 def test_turned_off_it_is_plain_python(tmp_path: Path) -> None:
     program = """
 if comm.rank == 1:
@@ -444,7 +418,6 @@ print('rank 0 was let live')
 
 
 @pytest.mark.parametrize('program', ['1 / 0', 'import sys; sys.exit(3)'])
-@on_first_rank
 def test_without_mpi_it_is_plain_python(program: str) -> None:
     def ended(env: dict[str, str]) -> tuple[int, str]:
         command = [sys.executable, '-c', f'import mnx; {program}']
@@ -477,7 +450,6 @@ raise ValueError('boom')
     [('return []', 'time.sleep(60)'), ('return []', '1 / 0'), ('1 / 0', 'pass')],
     ids=['abort_hangs', 'abort_fails', 'poll_fails'],
 )
-@on_first_rank
 def test_ends_although_mpi_is_broken(poll: str, abort: str) -> None:
     result = subprocess.run(
         [sys.executable, '-c', BROKEN.format(poll=poll, abort=abort)],

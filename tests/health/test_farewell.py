@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
-from mnx.transports.launch import detect
-from tests.launching import mpiexec
+from tests.launching import mpiexec, starts_jobs
 
-_suite = detect(os.environ)
-
-pytestmark = pytest.mark.skipif(
-    _suite is not None and _suite.size > 1,
-    reason='starts jobs of its own: the suite on 1 rank does',
-)
+pytestmark = starts_jobs
 
 START = """
 import os, sys

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 
 import pytest
 
 from mnx.health import start_limit
-from mnx.transports.launch import detect
-from tests.launching import mpiexec, on_first_rank
-
-_suite = detect(os.environ)
-
-starts_jobs = pytest.mark.skipif(
-    _suite is not None and _suite.size > 1,
-    reason='starts jobs of its own: the suite on 1 rank does',
-)
+from tests.launching import mpiexec, starts_jobs
 
 START = """
 import os, signal, sys, time
@@ -35,7 +26,6 @@ MISSING = {
 
 @pytest.mark.parametrize('missing', MISSING.values(), ids=MISSING)
 @starts_jobs
-@on_first_rank
 def test_the_others_say_that_they_wait(missing: str) -> None:
     program = f'{START}\nif rank == 1:\n    {missing}\nmnx.create_communicator()'
     job = mpiexec(3, program, env={'MNX_TIMEOUT': '2'})
@@ -46,7 +36,6 @@ def test_the_others_say_that_they_wait(missing: str) -> None:
 
 
 @starts_jobs
-@on_first_rank
 def test_a_late_rank_is_waited_for() -> None:
     program = f"""{START}
 start_limit.GRACE = watchdog.GRACE = 1000  # a busy machine keeps ranks waiting later, too
@@ -67,7 +56,6 @@ NO_LIMIT = {'turned_off': '0', 'the_program_has_an_alarm': '0.2'}
 
 @pytest.mark.parametrize('timeout', NO_LIMIT.values(), ids=NO_LIMIT)
 @starts_jobs
-@on_first_rank
 def test_no_limit(timeout: str) -> None:
     program = f"""{START}
 seen = []

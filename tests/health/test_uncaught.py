@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mnx.health import uncaught
-from tests.launching import on_first_rank
+from tests.launching import starts_jobs
 
 # The module is loaded by its file: importing all of mnx takes longer than a whole case.
 WATCH = f"""
@@ -102,7 +102,7 @@ def noticed(program: str, way: list[str], folder: Path) -> list[str]:
 
 @pytest.mark.parametrize('way', WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize(('program', 'error'), ENDS.values(), ids=ENDS)
-@on_first_rank
+@starts_jobs
 def test_noticed(program: str, error: str, way: list[str], tmp_path: Path) -> None:
     (line,) = noticed(program, way, tmp_path)
     assert line == f'NOTICED {error}'
@@ -113,7 +113,7 @@ def test_noticed(program: str, error: str, way: list[str], tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ('program', 'error'), ENDS_SEEN_BY_MONITORING.values(), ids=ENDS_SEEN_BY_MONITORING
 )
-@on_first_rank
+@starts_jobs
 def test_noticed_by_monitoring(program: str, error: str, way: list[str], tmp_path: Path) -> None:
     (line,) = noticed(program, way, tmp_path)
     assert error in line
@@ -121,6 +121,6 @@ def test_noticed_by_monitoring(program: str, error: str, way: list[str], tmp_pat
 
 @pytest.mark.parametrize('way', WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize('program', NOTHING.values(), ids=NOTHING)
-@on_first_rank
+@starts_jobs
 def test_not_noticed(program: str, way: list[str], tmp_path: Path) -> None:
     assert noticed(program, way, tmp_path) == []

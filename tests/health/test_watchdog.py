@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 
@@ -10,16 +9,9 @@ import pytest
 
 from mnx.errors import ArgumentError
 from mnx.health.watchdog import TIMEOUT, timeout_of
-from mnx.transports.launch import detect
-from tests.launching import mpiexec, on_first_rank
+from tests.launching import mpiexec, starts_jobs
 
-_suite = detect(os.environ)
-
-# What these jobs do does not depend on the suite they are started from, only how long they take.
-pytestmark = pytest.mark.skipif(
-    _suite is not None and _suite.size > 1,
-    reason='starts jobs of its own: the suite on 1 rank does',
-)
+pytestmark = starts_jobs
 
 START = """
 import os, signal, sys, threading, time
@@ -70,7 +62,6 @@ ODD = {
 
 
 @pytest.mark.parametrize(('odd', 'state', 'has_line'), ODD.values(), ids=ODD)
-@on_first_rank
 def test_one_rank_does_not_come(odd: str, state: str, has_line: bool) -> None:
     program = f"""
 if comm.rank == 1:
@@ -89,7 +80,6 @@ comm.allreduce_obj(1)
     assert 'MNX_TIMEOUT=2 ' in result.stdout
 
 
-@on_first_rank
 def test_another_call() -> None:
     result = run('comm.recv(0, 5) if comm.rank == 1 else comm.barrier()', n=3)
     table = rows(result)
@@ -98,12 +88,10 @@ def test_another_call() -> None:
     assert table['1'].startswith('>')
 
 
-@on_first_rank
 def test_a_message_that_never_comes() -> None:
     assert ' recv ' in rows(run('comm.recv((comm.rank + 1) % 2, tag=1)'))['0-1']
 
 
-@on_first_rank
 def test_groups_wait_for_one_another() -> None:
     result = run(
         """
@@ -120,7 +108,6 @@ row.allreduce_obj(1)
 
 
 @pytest.mark.parametrize('make', ['comm.split(comm.rank % 2, comm.rank)', 'comm.group([1, 3])'])
-@on_first_rank
 def test_a_part_that_stands_still(make: str) -> None:
     program = f"""
 part = {make}
@@ -146,7 +133,6 @@ world = MPI.COMM_WORLD
 """
 
 
-@on_first_rank
 def test_communicators_over_parts_of_the_job_alone() -> None:
     """Nobody has made one over all ranks: ranks 1 and 3 know of each other only."""
     program = """
@@ -170,7 +156,6 @@ COLUMNS = {'columns': 'world.Split(world.rank // 2)', 'all': 'None'}
 
 
 @pytest.mark.parametrize('last', COLUMNS.values(), ids=COLUMNS)
-@on_first_rank
 def test_the_watchdogs_of_several_communicators(last: str) -> None:
     """Rows and columns, or rows and all ranks: a report of who waits, and a good end without."""
     program = f"""
@@ -190,7 +175,6 @@ for comm in made:
     assert (result.returncode, result.stdout) == (0, '')
 
 
-@on_first_rank
 def test_a_wait_in_another_thread() -> None:
     table = rows(
         run(
@@ -205,7 +189,6 @@ threading.Thread(target=wait if comm.rank == 0 else time.sleep, args=comm.rank *
     assert ' allreduce_obj ' in table['0']
 
 
-@on_first_rank
 def test_progress_during_the_grace() -> None:
     program = """
 watchdog.GRACE = 1000
@@ -232,7 +215,6 @@ print('went on')
     assert '[mnx]' not in result.stdout
 
 
-@on_first_rank
 def test_the_next_rank_steps_in() -> None:
     result = run(
         """
@@ -247,13 +229,11 @@ comm.allreduce_obj(1)
     assert rows(result)['2'].startswith('> elsewhere')
 
 
-@on_first_rank
 def test_without_the_except_hook() -> None:
     program = 'time.sleep(1000) if comm.rank == 1 else comm.barrier()'
     assert rows(run(program, MNX_EXCEPT_HOOK='0'))['1'].startswith('> elsewhere')
 
 
-@on_first_rank
 def test_children_have_no_watchdog() -> None:
     result = run(
         """
@@ -275,7 +255,6 @@ os.write(1, b'went on\\n')
 
 
 @pytest.mark.parametrize('end', ['', 'comm.finalize()', 'from mpi4py import MPI; MPI.Finalize()'])
-@on_first_rank
 def test_programs_end_as_ever(end: str) -> None:
     program = f"""
 import time
@@ -302,7 +281,6 @@ os.environ['MNX_TIMEOUT'] = {values}[detect(os.environ).rank]
 
 
 @pytest.mark.parametrize(('values', 'runs'), [(['0', '1'], 'False'), (['1', '0'], 'True')])
-@on_first_rank
 def test_rank_0_decides(values: list[str], runs: str) -> None:
     program = RANK_0.format(values=values) + START + 'print(the_watchdog() is not None)'
     result = run(program, start='')
@@ -310,7 +288,6 @@ def test_rank_0_decides(values: list[str], runs: str) -> None:
     assert result.stdout.split() == [runs, runs]
 
 
-@on_first_rank
 def test_bad_value_on_one_rank() -> None:
     program = RANK_0.format(values=['1', 'soon']) + START
     result = run(program, start='')
@@ -338,7 +315,6 @@ mnx.create_communicator('naive')
 
 
 @pytest.mark.parametrize('create', NONE.values(), ids=NONE)
-@on_first_rank
 def test_no_watchdog(create: str) -> None:
     program = f'import mnx, os, threading\n{create}\nprint(threading.active_count())'
     result = run(program, n=3, start='')

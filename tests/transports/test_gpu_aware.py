@@ -9,14 +9,14 @@ from mnx.errors import ArgumentError
 from mnx.transports import gpu_aware
 from mnx.transports.gpu_aware import agreed, asked_for, says_yes
 from mnx.transports.mpi import MpiTransport
-from tests.launching import on_first_rank
+from tests.launching import starts_jobs
 
 ON_THE_HOST = gpu_aware._CHILD.replace('import cupy', 'import numpy as cupy').replace(
     'cupy.cuda.get_current_stream().synchronize()', ''
 )
 
 
-@on_first_rank
+@starts_jobs
 def test_a_child_asks_mpi_alone() -> None:
     """The very program, with NumPy's memory: MPI starts in it, though this is a rank of a job."""
     assert 'numpy as cupy' in ON_THE_HOST
@@ -33,7 +33,7 @@ def test_a_child_asks_mpi_alone() -> None:
     ],
     ids=['dies', 'fails', 'says nothing', 'hangs'],
 )
-@on_first_rank
+@starts_jobs
 def test_everything_else_is_a_no(program: str) -> None:
     assert not says_yes(program, limit_s=1)
 

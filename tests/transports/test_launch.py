@@ -4,7 +4,7 @@ import pytest
 
 from mnx.errors import LaunchError
 from mnx.transports.launch import Launch, check_launch, detect, foreign_library
-from tests.launching import mpiexec, on_first_rank
+from tests.launching import mpiexec, starts_jobs
 
 ENVIRONMENTS = {
     'hydra': (
@@ -161,7 +161,7 @@ def test_foreign_library(launcher: str, size: int, library: str, is_foreign: boo
     assert text is None or library in text
 
 
-@on_first_rank
+@starts_jobs
 def test_agrees_with_this_mpi() -> None:
     result = mpiexec(2, AGREE)
     assert result.returncode == 0, result.stdout
