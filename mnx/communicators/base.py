@@ -113,7 +113,7 @@ class Communicator(GradientMessages, ObjectMessages):
         1
         """
         with self.together('group') as meeting:
-            members = [self._rank('group', 'a member', rank) for rank in ranks]
+            members = [self._rank('group', 'a member', rank) for rank in _sequence(ranks)]
             meeting.bring(members)
             if len(set(members)) < len(members):
                 raise ArgumentError(f'group: each rank once, but got {members}.')
@@ -185,6 +185,14 @@ def _integer(name: str, value: SupportsIndex) -> int:
         return operator.index(value)
     except TypeError as error:
         raise ArgumentError(f'split: a {name} is an int, but got {value!r}. Convert it.') from error
+
+
+def _sequence(ranks: Sequence[SupportsIndex]) -> Sequence[SupportsIndex]:
+    try:
+        iter(ranks)
+    except TypeError:
+        raise ArgumentError(f'group: needs a list of ranks but got {ranks!r}.') from None
+    return ranks
 
 
 def _key(value: SupportsIndex) -> int:

@@ -112,7 +112,7 @@ def test_group(new_comm: Communicator) -> None:
     if part is not None:
         assert part.allgather_obj(comm.rank) == members
         assert type(part) is type(comm)
-    for bad in ([comm.size], [0, 0], [-1]):
+    for bad in ([comm.size], [0, 0], [-1], 0):
         with pytest.raises(ArgumentError):
             comm.group(bad)
     if comm.size > 1:
