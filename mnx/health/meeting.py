@@ -57,7 +57,7 @@ class Report:
     site: str
     error: str | None
     error_type: type[MnxError] | None
-    details: list[str]
+    details: list[str] | None
     blocks: list[int] = field(default_factory=list)  # the meetings that this one is inside of
 
 
@@ -106,7 +106,7 @@ class Meeting:
         self._takes_place = takes_place
         self._sequence = meetings.sequence
         self._call = call
-        self._detail: Callable[[], list[str]] = list
+        self._detail: Callable[[], list[str]] | None = None
         self._carries = False
         self._settled: Exception | None = None  # a meeting inside was this one's on another rank
 
@@ -202,7 +202,7 @@ class Meeting:
             self.site or call_site(),
             text,
             own,
-            self._detail(),
+            self._detail and self._detail(),
             [block._sequence for block in meetings.blocks],
         )
 
@@ -256,11 +256,11 @@ def oddities(reports: list[Report]) -> list[str]:
     ...           Report(1, 1, 'f', 'a.py:3', None, None, ['/W float32(3,)', '/b float32(1,)'])])
     ['only on rank(s) 1: /b float32(1,)']
     """
-    if not all(report.details for report in reports):
+    if any(report.details is None for report in reports):
         return []
     holders: dict[str, list[int]] = {}
     for report in reports:
-        for detail in report.details:
+        for detail in report.details or ():
             holders.setdefault(detail, []).append(report.rank)
     return [
         f'only on rank(s) {", ".join(map(str, ranks))}: {detail}'

@@ -44,6 +44,7 @@ State: TypeAlias = 'dict[str, NDArray[Any]]'
 VERSION = 1
 _FORMAT = 'mnx/format'
 RANDOM = 'mnx/random'
+ABSENT = 'mnx/absent'  # names of what rank 0 has and this rank has not
 
 
 def snapshot(
@@ -123,6 +124,8 @@ class Snapshot(Extension):
             found = digests(mine)
         roots = comm.bcast_obj(found)
         different = {key: mine[key] for key in mine if roots.get(key) != found[key]}
+        if absent := [key for key in roots if key not in mine]:
+            different[ABSENT] = np.asarray(absent)
         gathered = comm.gather_obj(different)
         with comm.together('snapshot'):
             if gathered is not None:
@@ -164,7 +167,7 @@ def resume(path: str | os.PathLike[str], trainer: Any, comm: CommunicatorBase) -
     common = comm.bcast_obj(common)
     own = comm.scatter_obj(own)
     with comm.together('resume'):
-        _load({**common, **own}, trainer, path)
+        _load(own_state(common, own), trainer, path)
 
 
 def capture(trainer: Any, rank: int) -> State:
@@ -206,6 +209,14 @@ def split(merged: State, size: int, path: str) -> tuple[State, list[State]]:
         )
     common = {key: value for key, value in merged.items() if not key.startswith('mnx/rank:')}
     return common, [_with_prefix(merged, _prefix(rank)) for rank in range(size)]
+
+
+def own_state(common: State, own: State) -> State:
+    """Return the state of a rank, of rank 0's and what is different or absent on that rank."""
+    state = {**common, **own}
+    for key in state.pop(ABSENT, np.empty(0, np.str_)).tolist():
+        del state[key]
+    return state
 
 
 def write(path: Path, state: State) -> None:

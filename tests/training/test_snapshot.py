@@ -184,7 +184,10 @@ def test_each_rank_gets_its_own_state_back(comm, shared_path):
     """Even of a model that is another one on each rank."""
 
     def trainer_of_my_own(fill):
-        model = chainer.Sequential(L.Linear(comm.rank + 1, 2, initialW=fill))
+        n_layers = comm.size - comm.rank
+        model = chainer.Sequential(
+            *(L.Linear(comm.rank + 1, 2, initialW=fill) for _ in range(n_layers))
+        )
         optimizer = chainer.optimizers.SGD().setup(model)
         iterator = SerialIterator(list(range(5 + comm.rank)), 2)
         updater = training.updaters.StandardUpdater(iterator, optimizer)
