@@ -65,7 +65,11 @@ help:  ## This list
 demo: $(READY)  ## Train on handwritten digits with four processes
 	$(call on,4,examples/mnist/train_mnist.py --dataset digits)
 
-test: check test-1 test-2 test-3 test-4  ## All checks, and the tests with 1, 2, 3 and 4 processes
+# The tests with one process start jobs and wait for them, so others may run beside them.
+test: check  ## All checks, and the tests with 1, 2, 3 and 4 processes
+	@$(MAKE) test-1 >.test-1.log 2>&1 & one=$$!; trap 'kill $$one' INT TERM; \
+	    $(MAKE) test-2 && $(MAKE) test-3 && $(MAKE) test-4; many=$$?; \
+	    wait $$one; one=$$?; cat .test-1.log; test $$many = 0 && test $$one = 0
 	@echo 'All tests passed on 1, 2, 3 and 4 processes.'
 
 check: $(READY)  ## Format, lint, types and the directions of imports
