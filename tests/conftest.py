@@ -137,6 +137,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     _check_same_tests(items)
     no_gpu = visible().problem
     for item in items:
+        # they run by `pytest -m gpu` where there is a GPU; what they test also runs everywhere,
+        # over tests/transports/nccl_on_host.py, but that is no proof that it works on a GPU
         if no_gpu and item.get_closest_marker('gpu') is not None:
             item.add_marker(pytest.mark.skip(reason=f'needs a GPU for NCCL: {no_gpu}'))
         marker = item.get_closest_marker('needs_ranks')

@@ -119,6 +119,13 @@ def count(text):
     return int(text)
 
 
+def add_data_arguments(add):
+    add('--dataset', choices=mnx.datasets.IMAGES, default='auto', help="'auto' takes what is there")
+    add('--data-dir', metavar='DIR', help='folder with the files of MNIST or Fashion-MNIST')
+    add('--download', action='store_true', help='fetch the files, if they are not there')
+    add('--seed', type=int, default=0, help='makes two runs equal')
+
+
 def parse_arguments(doc=__doc__):
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     add = parser.add_argument
@@ -130,10 +137,7 @@ def parse_arguments(doc=__doc__):
     add('--resume', '-r', metavar='FILE', help='go on from a snapshot, such as result/snapshot')
     add('--checkpoint', '-c', action='store_true', help='go on from the newest in OUT, if any')
     add('--communicator', default='auto', help="how gradients travel; 'auto' chooses")
-    add('--dataset', choices=mnx.datasets.IMAGES, default='auto', help="'auto' takes what is there")
-    add('--data-dir', metavar='DIR', help='folder with the files of MNIST or Fashion-MNIST')
-    add('--download', action='store_true', help='fetch the files, if they are not there')
-    add('--seed', type=int, default=0, help='makes two runs equal')
+    add_data_arguments(add)
     return parser.parse_args()
 
 

@@ -15,6 +15,7 @@ import chainer.functions as F
 import chainer.links as L
 import numpy as np
 from chainer.training import extensions
+from train_mnist import add_data_arguments, count
 
 import mnx
 from mnx.extensions import on_root
@@ -73,12 +74,6 @@ def accuracy_on(test, model, batchsize, comm):
     return lambda: evaluator()['main/accuracy']
 
 
-def count(text):
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError('must be at least 1')
-    return int(text)
-
-
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -88,10 +83,7 @@ def parse_arguments():
     add('--lr', type=float, default=0.3, help='learning rate')
     add('--op', choices=('mean', 'sum'), default='mean', help="'sum' is what nGraph did")
     add('--backend', help='a communicator; default: MNX_COMMUNICATOR, or the fastest')
-    add('--dataset', choices=mnx.datasets.IMAGES, default='auto', help="'auto' takes what is there")
-    add('--data-dir', metavar='DIR', help='folder with the files of MNIST or Fashion-MNIST')
-    add('--download', action='store_true', help='fetch the files, if they are not there')
-    add('--seed', type=int, default=0, help='makes two runs equal')
+    add_data_arguments(add)
     return parser.parse_args()
 
 
