@@ -87,7 +87,7 @@ class GradientMessages(ArrayMessages, ModelMessages):
     def _start_bucket(
         self, bucket: Bucket, grads: Sequence[Array], place: str, scaling: Scaling
     ) -> PendingArray:
-        members = [grads[i] for i in bucket.members]
+        members = bucket.of(grads)
         buffer = empty_at(place, (sum(x.size for x in members),), bucket.wire)
         concatenate(members, buffer)
         scaling.before(buffer)

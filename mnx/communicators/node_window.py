@@ -28,7 +28,7 @@ import numpy as np
 
 from mnx.arrays import Array
 from mnx.communicators.chunks import Line, Stretch, share
-from mnx.packing import concatenate, shaped_views
+from mnx.packing import concatenate, copy_each, shaped_views
 from mnx.transports.base import SharedWindow, Transport
 
 HALVES = 2
@@ -226,5 +226,4 @@ def _copy_out(plan: Plan, k: int, arrays: Sequence[Array], results: list[Array])
     chunk = plan.chunks[k]
     if chunk.views is None:
         chunk.views = shaped_views(results[k % HALVES], chunk.all.shapes(plan.shapes))
-    for target, view in zip(chunk.all.of(arrays), chunk.views, strict=True):
-        target[...] = view
+    copy_each(chunk.views, chunk.all.of(arrays))

@@ -22,7 +22,9 @@ from mnx.packing import Bucket, plan
 # as id, which is ten times as slow where some library listens to Python's audit events
 _address = object.__hash__
 
-Form = tuple[tuple[int, ...], np.dtype[Any], tuple[int, ...]]  # shape, dtype, strides
+_base = operator.attrgetter('base')
+_dtype = operator.attrgetter('dtype')
+_shape = operator.attrgetter('shape')
 
 
 class Layout:
@@ -31,11 +33,7 @@ class Layout:
     Attributes
     ----------
     names : list of str
-    forms : list of (shape, dtype, strides)
     kinds : list of (shape, dtype)
-    repeating : list of int
-        The arrays in which one number in memory stands for many, as in a gradient of `F.sum`:
-        nothing can be written there.
     types : set of type
         NumPy's arrays, CuPy's, or both.
     place : str
@@ -48,15 +46,23 @@ class Layout:
 
     def __init__(self, names: Sequence[str], arrays: Sequence[Array]) -> None:
         self.names = list(names)
-        self.forms = forms(arrays)
-        self.kinds = [(shape, dtype) for shape, dtype, _ in self.forms]
-        self.repeating = [i for i, x in enumerate(arrays) if 0 in x.strides and x.size > 1]
+        self.kinds = [(x.shape, x.dtype) for x in arrays]
+        self._shapes, self._dtypes = list(map(_shape, arrays)), list(map(_dtype, arrays))
         self.types = set(map(type, arrays))
         self.place = place_of(*arrays)
         described = [(n, s, d.str) for n, (s, d) in zip(self.names, self.kinds, strict=True)]
         self.digest = zlib.crc32(f'{self.place}{described}'.encode())
         self.nbytes = sum(x.nbytes for x in arrays)
         self._plans: dict[tuple[np.dtype[Any] | None, float, bool], list[Bucket]] = {}
+
+    def describes(self, names: Sequence[str], arrays: Sequence[Array], types: set[type]) -> bool:
+        """Tell whether these arrays, of these types, have this layout."""
+        return (
+            self.types == types
+            and self.names == names
+            and self._dtypes == list(map(_dtype, arrays))
+            and self._shapes == list(map(_shape, arrays))
+        )
 
     def describe(self) -> list[str]:
         """Return one line for each array."""
@@ -83,11 +89,6 @@ class Layout:
         """Return the buckets for a copy: every array in its own dtype, bit by bit."""
         shapes, dtypes = [k[0] for k in self.kinds], [k[1] for k in self.kinds]
         return plan(shapes, dtypes, pack_below)
-
-
-def forms(arrays: Sequence[Array]) -> list[Form]:
-    """Return shape, dtype and strides of each array."""
-    return list(map(operator.attrgetter('shape', 'dtype', 'strides'), arrays))
 
 
 class ParameterTable:
@@ -138,14 +139,14 @@ class ParameterTable:
             grads = list(itertools.compress(grads, present))
             types = set(map(type, grads))
         found: list[Array] = grads
-        if len({_address(x if x.base is None else x.base) for x in found}) < len(found):
-            names, grads = self._each_once(names, found)
-        known = self._layout
-        if known.types != types or known.names != names or known.forms != forms(grads):
-            self._layout = known = Layout(names, grads)
-        for i in known.repeating:
-            grads[i] = self._own_copy(names[i], grads[i])
-        return known, grads
+        owners = _owners(found)
+        if len(set(map(_address, owners))) < len(found):
+            names, found = self._each_once(names, found)
+        if not self._layout.describes(names, found, types):
+            self._layout = Layout(names, found)
+        for i in [] if owners is grads else _repeating(found):
+            found[i] = self._own_copy(names[i], found[i])
+        return self._layout, found
 
     def _each_once(
         self, names: Sequence[str], grads: Sequence[Array]
@@ -181,6 +182,20 @@ class ParameterTable:
 def _owner(x: Array) -> Array:
     """Return the array whose memory `x` is in."""
     return x if x.base is None else x.base
+
+
+def _owners(arrays: list[Array]) -> list[Array]:
+    """Return the arrays whose memory these are in: themselves, unless there are views."""
+    views = set(map(type, map(_base, arrays))) - {type(None)}
+    return list(map(_owner, arrays)) if views else arrays
+
+
+def _repeating(arrays: Sequence[Array]) -> list[int]:
+    """Return in which arrays one number in memory stands for many.
+
+    Such as a gradient of `F.sum`: nothing can be written there.
+    """
+    return [i for i, x in enumerate(arrays) if 0 in x.strides and x.size > 1]
 
 
 def _fill_missing(params: Sequence[chainer.Parameter]) -> None:

@@ -38,6 +38,7 @@ from mnx.communicators.chunks import share
 from mnx.communicators.model_messages import Scaling
 from mnx.communicators.node_window import NodeWindow, Plan
 from mnx.communicators.parameters import Layout
+from mnx.packing import Bucket
 from mnx.transports import devices, pickles
 from mnx.transports.base import Transport
 from mnx.transports.nccl import NcclTransport
@@ -45,8 +46,6 @@ from mnx.transports.nccl import NcclTransport
 WINDOW_FROM = 32 * 1024
 CHUNK_IN_NODE = 1024 * 1024
 CHUNK_ACROSS_NODES = 4 * 1024 * 1024
-
-MembersAndPlan = tuple[tuple[int, ...], Plan]
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,8 @@ class TwoDimensionalCommunicator(Communicator):
         inter = self.groups.inter if self.inter_size > 1 else None
         node_size = max(len(ranks) for ranks in self.topology.nodes)
         steps = AcrossNodes(scaling, inter, self.narrow_wire(), node_size)
-        for members, plan in self._window_plans(layout, window):
-            window.sum(plan, [arrays[i] for i in members], steps)
+        for bucket, plan in self._window_plans(layout, window):
+            window.sum(plan, bucket.of(arrays), steps)
 
     def sum_buffer(self, buffer: Array) -> None:
         """Replace a flat buffer by its sum over all ranks. Collective."""
@@ -166,15 +165,13 @@ class TwoDimensionalCommunicator(Communicator):
             )
 
     @functools.cached_property
-    def _plans(self) -> WeakKeyDictionary[Layout, list[MembersAndPlan]]:
+    def _plans(self) -> WeakKeyDictionary[Layout, list[tuple[Bucket, Plan]]]:
         return WeakKeyDictionary()
 
-    def _window_plans(
-        self, layout: Layout, window: NodeWindow
-    ) -> list[tuple[tuple[int, ...], Plan]]:
+    def _window_plans(self, layout: Layout, window: NodeWindow) -> list[tuple[Bucket, Plan]]:
         """Return, for each dtype that is summed, its arrays and how they are cut."""
         if layout not in self._plans:
             # without packing by size, the buckets of a sum are one for each dtype
             buckets = layout.sum_plan(self._config.allreduce_grad_dtype, float('inf'))
-            self._plans[layout] = [(b.members, window.plan(b.shapes, b.wire)) for b in buckets]
+            self._plans[layout] = [(b, window.plan(b.shapes, b.wire)) for b in buckets]
         return self._plans[layout]
