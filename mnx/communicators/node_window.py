@@ -1,18 +1,24 @@
 """A sum over ranks through a small window of shared memory that stays in cache.
 
-Every rank has two input halves in the window, and the node two result halves; chunk after chunk
-goes through them, one barrier each::
+Every rank has three input buffers in the window, and the node three result buffers; chunk after
+chunk goes through them::
 
-    rank 0   gradients ──1 in──► [ input 0 ] ─┐                    ┌──3 out──► gradients
-    rank 1   gradients ──1 in──► [ input 1 ] ─┼─2 sum─► [ result ] ┼──3 out──► gradients
-    rank 2   gradients ──1 in──► [ input 2 ] ─┘                    └──3 out──► gradients
+    rank 0   gradients ──1 in──► [ inputs ] ─┐                     ┌──3 out──► gradients
+    rank 1   gradients ──1 in──► [ inputs ] ─┼─2 sum─► [ results ] ┼──3 out──► gradients
+    rank 2   gradients ──1 in──► [ inputs ] ─┘                     └──3 out──► gradients
 
-    between two barriers, rank r:
+    turn k of rank r:
+      says that it has arrived: its chunk k is in, its share of chunk k-1 is summed
+      (1) copies chunk k+1 in, all but its own share
+      (3) copies chunk k-2 out
+      waits until all ranks have arrived
       (2) sums its share of chunk k over all ranks, in rank order, and scales it
-      (1) copies chunk k+1 in, to the other half, all but its own share
-      (3) copies chunk k-1 out, from the other half
 
-The halves make one barrier enough: what is written in a phase was last read in the phase before.
+A rank that is a little late keeps nobody waiting, as long as the others have copies to make. Three
+buffers make one meeting a turn enough: chunk k+1 comes in where chunk k-2 was, which all ranks have
+summed before they arrived at turn k-1; the sum of chunk k lies where that of chunk k-3 was, which
+all have copied out before they arrived at turn k.
+
 Every element is summed by one rank of the node only, in an order that never changes, so all ranks
 get the same bits, every time. See ``benchmarks/`` for what it takes.
 """
@@ -31,7 +37,7 @@ from mnx.communicators.chunks import Line, Stretch, share
 from mnx.packing import concatenate, copy_each, shaped_views
 from mnx.transports.base import SharedWindow, Transport
 
-HALVES = 2
+BUFFERS = 3
 
 
 class Steps(Protocol):
@@ -62,7 +68,7 @@ class Chunk:
     all : Stretch
         What it copies out.
     views : list of arrays or None
-        The result half, cut into the shapes of `all`; kept for the next time.
+        The result buffer, cut into the shapes of `all`; kept for the next time.
     """
 
     sent: list[tuple[Stretch, slice]]
@@ -105,7 +111,7 @@ class NodeWindow:
     owners : int
         How many of them sum a share of each chunk.
     chunk_bytes : int
-        Length of each half, a multiple of 16.
+        Length of each buffer, a multiple of 16.
     """
 
     def __init__(self, intra: Transport, owners: int, chunk_bytes: int) -> None:
@@ -113,7 +119,7 @@ class NodeWindow:
         self._size = intra.size
         self._owners = owners
         self._chunk_bytes = chunk_bytes
-        self._window: SharedWindow = intra.allocate_shared(2 * HALVES * chunk_bytes)
+        self._window: SharedWindow = intra.allocate_shared(2 * BUFFERS * chunk_bytes)
 
     def plan(self, shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any]) -> Plan:
         """Cut arrays of these shapes, summed in `dtype`, into chunks for this rank."""
@@ -133,19 +139,20 @@ class NodeWindow:
             arrays[i][...] = flat[i]
 
     def _sum(self, plan: Plan, arrays: list[Array], steps: Steps) -> None:
-        inputs = [self._halves(plan.dtype, rank, 0) for rank in range(self._size)]
-        results = self._halves(plan.dtype, 0, HALVES)
-        last = len(plan.chunks) - 1
+        inputs = [self._buffers(plan.dtype, rank, 0) for rank in range(self._size)]
+        results = self._buffers(plan.dtype, 0, BUFFERS)
+        count = len(plan.chunks)
         self._copy_in(plan, 0, arrays, inputs, steps)
-        self._window.barrier()
-        for k in range(last + 1):
-            self._sum_share(plan, k, arrays, inputs, results[k % HALVES], steps)
-            if k < last:
+        for k in range(count + 1):
+            self._window.arrive()
+            if k + 1 < count:
                 self._copy_in(plan, k + 1, arrays, inputs, steps)
-            if k > 0:
-                _copy_out(plan, k - 1, arrays, results)
-            self._window.barrier()
-        _copy_out(plan, last, arrays, results)
+            if k >= 2:
+                _copy_out(plan, k - 2, arrays, results)
+            self._window.wait()
+            if k < count:
+                self._sum_share(plan, k, arrays, inputs, results[k % BUFFERS], steps)
+        _copy_out(plan, count - 1, arrays, results)
 
     def close(self) -> None:
         """Free the window. Collective."""
@@ -165,20 +172,20 @@ class NodeWindow:
             line.stretch(start, stop),
         )
 
-    def _halves(self, dtype: np.dtype[Any], rank: int, first: int) -> list[Array]:
-        """Return two quarters of a rank's slot: its inputs, or behind rank 0's the results."""
+    def _buffers(self, dtype: np.dtype[Any], rank: int, first: int) -> list[Array]:
+        """Return half of a rank's slot: its inputs, or behind rank 0's the results."""
         slot = self._window.slots[rank]
         return [
             slot[q * self._chunk_bytes : (q + 1) * self._chunk_bytes].view(dtype)
-            for q in range(first, first + HALVES)
+            for q in range(first, first + BUFFERS)
         ]
 
     def _copy_in(
         self, plan: Plan, k: int, arrays: Sequence[Array], inputs: list[list[Array]], steps: Steps
     ) -> None:
-        half = inputs[self._rank][k % HALVES]
+        buffer = inputs[self._rank][k % BUFFERS]
         for stretch, where in plan.chunks[k].sent:
-            part = half[where]
+            part = buffer[where]
             concatenate(stretch.of(arrays), part)
             steps.before(part)
 
@@ -195,7 +202,7 @@ class NodeWindow:
         if not chunk.own.length:
             return
         total = result[chunk.share]
-        parts = [halves[k % HALVES][chunk.share] for halves in inputs]
+        parts = [buffers[k % BUFFERS][chunk.share] for buffers in inputs]
         parts[self._rank] = _own_part(chunk.own.of(arrays), parts[self._rank], steps)
         _add_up(parts, total)
         steps.after(total)
@@ -225,5 +232,5 @@ def _add_up(parts: list[Array], total: Array) -> None:
 def _copy_out(plan: Plan, k: int, arrays: Sequence[Array], results: list[Array]) -> None:
     chunk = plan.chunks[k]
     if chunk.views is None:
-        chunk.views = shaped_views(results[k % HALVES], chunk.all.shapes(plan.shapes))
+        chunk.views = shaped_views(results[k % BUFFERS], chunk.all.shapes(plan.shapes))
     copy_each(chunk.views, chunk.all.of(arrays))

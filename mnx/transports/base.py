@@ -37,8 +37,11 @@ class SharedWindow(Protocol):
 
     slots: list[Array]
 
-    def barrier(self) -> None:
-        """Return when all ranks have called it, and see what the others wrote before."""
+    def arrive(self) -> None:
+        """Tell the other ranks that this one has come to its next turn; do not wait for them."""
+
+    def wait(self) -> None:
+        """Return when all ranks have arrived there, and see what they wrote before they did."""
 
     def close(self) -> None:
         """Free the memory. Collective."""

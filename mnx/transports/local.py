@@ -30,7 +30,10 @@ class LocalWindow:
     def __init__(self, nbytes: int) -> None:
         self.slots = [np.empty(nbytes, np.uint8)]
 
-    def barrier(self) -> None:
+    def arrive(self) -> None:
+        pass
+
+    def wait(self) -> None:
         pass
 
     def close(self) -> None:
