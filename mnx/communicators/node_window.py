@@ -54,32 +54,42 @@ class Steps(Protocol):
 
 
 @dataclass
+class Part:
+    """A share of a chunk, or the shares beside one another.
+
+    Attributes
+    ----------
+    stretch : Stretch
+        Which elements of the arrays it is.
+    place : slice
+        Where in a buffer.
+    views : list of arrays or None
+        That place in the result buffer, cut into the shapes of the arrays; kept for the next time.
+    """
+
+    stretch: Stretch
+    place: slice
+    views: list[Array] | None = None
+
+
+@dataclass
 class Chunk:
     """One chunk as one rank sees it.
 
     Attributes
     ----------
-    sent : list of (Stretch, slice)
-        What it copies in for the others, and where to.
-    own : Stretch
-        Its own share, which it sums.
-    share : slice
-        Where that is.
-    all : Stretch
-        What it copies out.
-    views : list of arrays or None
-        The result buffer, cut into the shapes of `all`; kept for the next time.
+    own : Part
+        The share that it sums.
+    others : list of Part
+        What it copies in for the others, and copies out when they have summed it.
     """
 
-    sent: list[tuple[Stretch, slice]]
-    own: Stretch
-    share: slice
-    all: Stretch
-    views: list[Array] | None = None
+    own: Part
+    others: list[Part]
 
-    def stretches(self) -> list[Stretch]:
-        """Return all stretches of arrays that are looked at."""
-        return [*(stretch for stretch, _ in self.sent), self.own, self.all]
+    def cut(self) -> list[int]:
+        """Return which arrays are cut."""
+        return [i for part in (self.own, *self.others) for i in part.stretch.cut()]
 
 
 class Plan:
@@ -98,7 +108,7 @@ class Plan:
         self.shapes = line.shapes
         self.dtype = dtype
         self.chunks = chunks
-        self.cut = sorted({i for chunk in chunks for s in chunk.stretches() for i in s.cut()})
+        self.cut = sorted({i for chunk in chunks for i in chunk.cut()})
 
 
 class NodeWindow:
@@ -148,11 +158,11 @@ class NodeWindow:
             if k + 1 < count:
                 self._copy_in(plan, k + 1, arrays, inputs, steps)
             if k >= 2:
-                _copy_out(plan, k - 2, arrays, results)
+                self._copy_out(plan, k - 2, arrays, results)
             self._window.wait()
             if k < count:
                 self._sum_share(plan, k, arrays, inputs, results[k % BUFFERS], steps)
-        _copy_out(plan, count - 1, arrays, results)
+        self._copy_out(plan, count - 1, arrays, results)
 
     def close(self) -> None:
         """Free the window. Collective."""
@@ -160,17 +170,11 @@ class NodeWindow:
 
     def _chunk(self, line: Line, start: int, stop: int) -> Chunk:
         own = share(stop - start, self._rank, self._owners)
-        others = [slice(0, own.start), slice(own.stop, stop - start)]
-        return Chunk(
-            [
-                (line.stretch(start + s.start, start + s.stop), s)
-                for s in others
-                if s.stop > s.start
-            ],
-            line.stretch(start + own.start, start + own.stop),
-            own,
-            line.stretch(start, stop),
-        )
+        places = [own, slice(0, own.start), slice(own.stop, stop - start)]
+        mine, *others = [
+            Part(line.stretch(start + place.start, start + place.stop), place) for place in places
+        ]
+        return Chunk(mine, [part for part in others if part.stretch.length])
 
     def _buffers(self, dtype: np.dtype[Any], rank: int, first: int) -> list[Array]:
         """Return half of a rank's slot: its inputs, or behind rank 0's the results."""
@@ -184,10 +188,13 @@ class NodeWindow:
         self, plan: Plan, k: int, arrays: Sequence[Array], inputs: list[list[Array]], steps: Steps
     ) -> None:
         buffer = inputs[self._rank][k % BUFFERS]
-        for stretch, where in plan.chunks[k].sent:
-            part = buffer[where]
-            concatenate(stretch.of(arrays), part)
-            steps.before(part)
+        for part in plan.chunks[k].others:
+            concatenate(part.stretch.of(arrays), buffer[part.place])
+            steps.before(buffer[part.place])
+
+    def _copy_out(self, plan: Plan, k: int, arrays: Sequence[Array], results: list[Array]) -> None:
+        for part in plan.chunks[k].others:
+            _copy_out(plan, part, arrays, results[k % BUFFERS])
 
     def _sum_share(
         self,
@@ -198,14 +205,15 @@ class NodeWindow:
         result: Array,
         steps: Steps,
     ) -> None:
-        chunk = plan.chunks[k]
-        if not chunk.own.length:
+        own = plan.chunks[k].own
+        if not own.stretch.length:
             return
-        total = result[chunk.share]
-        parts = [buffers[k % BUFFERS][chunk.share] for buffers in inputs]
-        parts[self._rank] = _own_part(chunk.own.of(arrays), parts[self._rank], steps)
+        total = result[own.place]
+        parts = [buffers[k % BUFFERS][own.place] for buffers in inputs]
+        parts[self._rank] = _own_part(own.stretch.of(arrays), parts[self._rank], steps)
         _add_up(parts, total)
         steps.after(total)
+        _copy_out(plan, own, arrays, result)  # while the core has it in its cache
 
 
 def _own_part(views: list[Array], place: Array, steps: Steps) -> Array:
@@ -229,8 +237,7 @@ def _add_up(parts: list[Array], total: Array) -> None:
         np.add(total, part, out=total)
 
 
-def _copy_out(plan: Plan, k: int, arrays: Sequence[Array], results: list[Array]) -> None:
-    chunk = plan.chunks[k]
-    if chunk.views is None:
-        chunk.views = shaped_views(results[k % BUFFERS], chunk.all.shapes(plan.shapes))
-    copy_each(chunk.views, chunk.all.of(arrays))
+def _copy_out(plan: Plan, part: Part, arrays: Sequence[Array], result: Array) -> None:
+    if part.views is None:
+        part.views = shaped_views(result[part.place], part.stretch.shapes(plan.shapes))
+    copy_each(part.views, part.stretch.of(arrays))

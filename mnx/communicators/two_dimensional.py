@@ -44,7 +44,8 @@ from mnx.transports.base import Transport
 from mnx.transports.nccl import NcclTransport
 
 WINDOW_FROM = 32 * 1024
-CHUNK_IN_NODE = 1024 * 1024
+SHARE_IN_NODE = 256 * 1024  # of each chunk; more would not stay in the cache of a core
+CHUNK_IN_NODE = 1024 * 1024  # at most: each rank holds three of them
 CHUNK_ACROSS_NODES = 4 * 1024 * 1024
 
 
@@ -144,7 +145,8 @@ class TwoDimensionalCommunicator(Communicator):
     @functools.cached_property
     def _window(self) -> NodeWindow | None:
         """The window of this node; none if any node has no memory to share. Collective."""
-        chunk = CHUNK_IN_NODE if self.inter_size == 1 else CHUNK_ACROSS_NODES
+        in_node = min(CHUNK_IN_NODE, SHARE_IN_NODE * self.owners())
+        chunk = in_node if self.inter_size == 1 else CHUNK_ACROSS_NODES
         window, problem = None, ''
         try:
             window = NodeWindow(self.groups.intra, self.owners(), chunk)
