@@ -25,6 +25,12 @@ starts_jobs = pytest.mark.skipif(
     reason='starts jobs of its own: the suite on 1 rank does',
 )
 
+# The other ranks have no part in these, so that the suites on several need not wait for them.
+alone = pytest.mark.skipif(
+    _suite is not None and _suite.size > 1,
+    reason='takes no other rank: the suite on 1 rank does',
+)
+
 # A job started from a rank of another job must not take itself for a part of that one.
 _OF_LAUNCHERS = ('PMI_', 'PMIX_', 'OMPI_', 'PRTE_', 'HYDI_', 'HYDRA_', 'MPI_LOCAL', 'MPIEXEC_')
 

@@ -20,6 +20,9 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import mnx
+from tests.launching import alone
+
+pytestmark = alone
 
 HOME = Path(mnx.__file__).parent
 

@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.launching import ROOT, mpiexec, starts_jobs
+from tests.launching import ROOT, alone, mpiexec, starts_jobs
+
+pytestmark = alone
 
 PRINTED = 'what commands print: times, versions and places are those of one machine'
 DRAWN = 'a drawing'

@@ -19,6 +19,9 @@ from mnx import packing_gpu
 from mnx.arrays import Array
 from mnx.packing import Packer, plan
 from mnx.packing_gpu import DTYPES, KERNELS, Table, supports
+from tests.launching import alone
+
+pytestmark = alone
 
 # What CUDA knows and C++ does not. A block has one thread here: it takes all elements in turn.
 HOST = """

@@ -33,13 +33,13 @@ def losses(out):
 @pytest.mark.slow
 @pytest.mark.limit(600)
 def test_linear_layers_learn_as_those_of_one_process(tmp_path):
-    runs = {n: run(n, LINEAR, '-u', 150, '-e', 15, '-o', tmp_path / str(n)) for n in (1, 4)}
-    assert runs[4][0] >= 0.96
-    assert runs[4][0] == pytest.approx(runs[1][0], abs=0.006)  # 2 of 355 images
-    np.testing.assert_allclose(losses(tmp_path / '4'), losses(tmp_path / '1'), rtol=5e-3)
-    (serial,), parts = (numbers(runs[n][1]) for n in (1, 4))
-    assert sum(parts) == serial + 3 * 150  # the bias of the second layer is on each process
-    assert max(parts) < 0.28 * serial
+    runs = {n: run(n, LINEAR, '-u', 150, '-e', 15, '-o', tmp_path / str(n)) for n in (1, 3)}
+    assert runs[3][0] >= 0.96
+    assert runs[3][0] == pytest.approx(runs[1][0], abs=0.006)  # 2 of 355 images
+    np.testing.assert_allclose(losses(tmp_path / '3'), losses(tmp_path / '1'), rtol=5e-3)
+    (serial,), parts = (numbers(runs[n][1]) for n in (1, 3))
+    assert sum(parts) == serial + 2 * 150  # the bias of the second layer is on each process
+    assert max(parts) < 0.36 * serial
 
 
 def numbers(text):

@@ -50,9 +50,9 @@ def test_they_reach_96_percent_on_the_digits(tmp_path, script, n):
 @pytest.mark.parametrize('script', [PAIRS, SPLIT_WEIGHTS])
 def test_interrupted_and_resumed_they_end_with_the_same_numbers(tmp_path, script):
     whole, part = tmp_path / 'whole', tmp_path / 'part'
-    accuracy_of(run(4, script, *QUICK, '-e', 4, '-o', whole))
-    accuracy_of(run(4, script, *QUICK, '-e', 2, '-o', part))
-    accuracy_of(run(4, script, *QUICK, '-e', 4, '-o', part, '--resume', part / 'snapshot'))
+    accuracy_of(run(2, script, *QUICK, '-e', 4, '-o', whole))
+    accuracy_of(run(2, script, *QUICK, '-e', 2, '-o', part))
+    accuracy_of(run(2, script, *QUICK, '-e', 4, '-o', part, '--resume', part / 'snapshot'))
     assert log_of(part) == log_of(whole)
 
 

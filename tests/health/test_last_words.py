@@ -10,6 +10,9 @@ import time
 import pytest
 
 from mnx.health import last_words
+from tests.launching import alone
+
+pytestmark = alone
 
 ABORT = """
 import sys, time
