@@ -1,9 +1,9 @@
 """Links for many processes: models and layers cut over ranks, statistics of all ranks."""
 
+from mnx.links import optimizer_hooks as optimizer_hooks  # adapts Chainer's to split parameters
 from mnx.links.batch_normalization import MultiNodeBatchNormalization as MultiNodeBatchNormalization
 from mnx.links.batch_normalization import create_mnbn_model as create_mnbn_model
 from mnx.links.chain_list import MultiNodeChainList as MultiNodeChainList
-from mnx.links.gradient_clipping import ParallelGradientClipping as ParallelGradientClipping
 from mnx.links.n_step_rnn import MultiNodeNStepRNN as MultiNodeNStepRNN
 from mnx.links.n_step_rnn import create_multi_node_n_step_rnn as create_multi_node_n_step_rnn
 from mnx.links.parallel_convolution import ParallelConvolution2D as ParallelConvolution2D
@@ -17,7 +17,6 @@ __all__ = [
     'MultiNodeChainList',
     'MultiNodeNStepRNN',
     'ParallelConvolution2D',
-    'ParallelGradientClipping',
     'ParallelLinear',
     'create_mnbn_model',
     'create_multi_node_n_step_rnn',

@@ -14,12 +14,12 @@ import chainer
 import numpy as np
 from chainer import training
 from chainer.dataset import concat_examples
+from chainer.optimizer_hooks import GradientClipping
 from chainer.training import extensions
 
 from mnx.communicators import Communicator
 from mnx.datasets import load_images
 from mnx.errors import ArgumentError, MissingDataError
-from mnx.links import ParallelGradientClipping
 from mnx.optimizers import create_multi_node_optimizer
 from mnx.recipes import rules, schema
 from mnx.recipes.document import Document, EntryError, parse
@@ -271,7 +271,7 @@ def _optimizer(
     for param in model.params():
         rules.decay(recipe.optimizer, param)
     if recipe.gradient_clipping:
-        actual.add_hook(ParallelGradientClipping(recipe.gradient_clipping, grid.row))
+        actual.add_hook(GradientClipping(recipe.gradient_clipping))
     own = {layer.name: getattr(layer.layer, 'learning_rule', None) for layer in layers}
     others = [rules.apply(rule, model.network[name]) for name, rule in own.items() if rule]
     return optimizer, [rated for o in (actual, *others) for rated in rules.rates_of(o)]

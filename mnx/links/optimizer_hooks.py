@@ -1,18 +1,17 @@
-"""Hooks of the optimizer that need the whole of a gradient whose parts are on many ranks.
+"""Chainer's hooks that need the whole of a gradient whose parts are on many ranks.
 
-Chainer's own ``GradientClipping`` takes that of the parts that this rank has, which differs between
-ranks, and then so would their parameters. So for a model with parts it does what
-`ParallelGradientClipping` does; all other models it treats as ever. ``GradientNoise`` draws the
-noise of the whole and adds its part: so it is that of one process, and ranks with parts of unequal
-sizes go on with equal random states, which parameters without parts need. ``GradientLARS``, which
-takes norms of each parameter, refuses a part.
+They would take this rank's parts for all there is, which differ between ranks, and then so would
+the parameters. So for a model with parts ``GradientClipping`` takes the norm over all ranks, which
+moves one number; all other models it treats as ever. ``GradientNoise`` draws the noise of the whole
+and adds its part: so it is that of one process, and ranks with parts of unequal sizes go on with
+equal random states, which parameters without parts need. ``GradientLARS``, which takes norms of
+each parameter, refuses a part.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import chainer
@@ -27,50 +26,13 @@ if TYPE_CHECKING:
     from mnx.communicators import Communicator
 
 
-class ParallelGradientClipping:
-    """Chainer's ``GradientClipping`` for a model with parallel links.
-
-    Scales all gradients so that their common norm is not above a threshold. The norm is that of
-    the whole gradient, where Chainer's own hook would take that of each rank's part.
-
-    Collective: all ranks call it, in the optimizer's update.
-
-    Parameters
-    ----------
-    threshold : float
-    comm : Communicator
-        Of the parallel links.
-
-    Notes
-    -----
-    Moves one number.
-    """
-
-    name = 'GradientClipping'
-    call_for_each_param = False
-    timing = 'pre'
-
-    def __init__(self, threshold: float, comm: Communicator) -> None:
-        if not threshold > 0:
-            raise ArgumentError(
-                f'ParallelGradientClipping: threshold is positive, but got {threshold}.'
-            )
-        self.threshold = threshold
-        self.comm = comm
-
-    def __call__(self, optimizer: chainer.Optimizer) -> None:
-        """Scale the gradients in place."""
-        _clip(optimizer.target, self.threshold, lambda param: self.comm)
-
-
-def _clip(
-    model: chainer.Link, threshold: float, comm_of: Callable[[SplitParameter], Communicator]
-) -> None:
+def _clip(model: chainer.Link, threshold: float) -> None:
+    """Scale all gradients in place, so that their common norm is not above the threshold."""
     params = [p for _, p in sorted(model.namedparams(), key=operator.itemgetter(0))]
     parts: dict[Communicator, list[SplitParameter]] = {}  # in an order that all ranks share
     for param in params:  # also those that have no gradient on this rank
         if isinstance(param, SplitParameter):
-            parts.setdefault(comm_of(param), []).append(param)
+            parts.setdefault(param.part.comm, []).append(param)
     squares = _squares([p for p in params if not isinstance(p, SplitParameter)])
     for comm, of_comm in parts.items():
         squares += float(comm.allreduce(np.array(_squares(of_comm))))
@@ -93,7 +55,7 @@ _add_noise_as_chainer = GradientNoise.__call__
 
 def _clip_any(self: GradientClipping, optimizer: chainer.Optimizer) -> None:
     if any(isinstance(param, SplitParameter) for param in optimizer.target.params()):
-        _clip(optimizer.target, self.threshold, lambda param: param.part.comm)
+        _clip(optimizer.target, self.threshold)
     else:
         _clip_as_chainer(self, optimizer)
 

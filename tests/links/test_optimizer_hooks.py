@@ -7,7 +7,7 @@ from chainer.optimizer_hooks import GradientClipping, GradientLARS, GradientNois
 
 from mnx.communicators import Communicator
 from mnx.errors import ArgumentError
-from mnx.links import ParallelGradientClipping, ParallelLinear
+from mnx.links import ParallelLinear
 from mnx.links.split_parameter import SplitParameter
 from tests.links.test_parallel_linear import MODELS, N_HIDDEN, N_IN, N_OUT, serial
 from tests.links.training import assert_equal_wholes, batches, seeded
@@ -23,19 +23,10 @@ def steps(model: chainer.Link, hook: object) -> chainer.Link:
 
 @pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize('threshold', [0.1, 100.0])
-@pytest.mark.parametrize('plain', [False, True], ids=['own', 'plain'])
-def test_the_norm_is_that_of_the_whole(
-    comm: Communicator, name: str, threshold: float, plain: bool
-) -> None:
+def test_the_norm_is_that_of_the_whole(comm: Communicator, name: str, threshold: float) -> None:
     expected = steps(seeded(serial), GradientClipping(threshold))
-    hook = GradientClipping(threshold) if plain else ParallelGradientClipping(threshold, comm)
-    found = steps(seeded(lambda: MODELS[name](comm)), hook)
+    found = steps(seeded(lambda: MODELS[name](comm)), GradientClipping(threshold))
     assert_equal_wholes(found, expected, 1e-11)
-
-
-def test_threshold(comm: Communicator) -> None:
-    with pytest.raises(ArgumentError, match='threshold is positive'):
-        ParallelGradientClipping(np.nan, comm)
 
 
 def test_parts_over_several_communicators(comm: Communicator) -> None:
