@@ -7,8 +7,16 @@ from typing import Any
 
 import chainer
 
-from mnx.arrays import Array
-from mnx.functions.node import Input, Like, Variable, as_variable, filled, new_token
+from mnx.arrays import Array, module_of
+from mnx.functions.node import (
+    Input,
+    Like,
+    Variable,
+    as_variable,
+    empty_array,
+    filled,
+    new_token,
+)
 
 DELEGATE = 'delegate_variable'
 
@@ -42,6 +50,23 @@ class Disconnect(chainer.FunctionNode):
     ) -> tuple[Variable, ...]:
         gxs = Connect().apply(filled(gys, self._likes))
         return tuple(gxs[i] for i in indexes)
+
+
+class Anchor(chainer.FunctionNode):
+    """(x1 .. xk) -> token. The gradients are zeros, made only if they may be differentiated."""
+
+    def forward(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        token = empty_array(inputs)
+        self._likes, self._token = [Like.of(x) for x in inputs], Like.of(token)
+        return (token,)
+
+    def backward(
+        self, indexes: Sequence[int], gys: Sequence[Variable | None]
+    ) -> tuple[Variable | None, ...]:
+        if not chainer.config.enable_backprop:
+            return (None,) * len(indexes)
+        gtoken = filled(gys, [self._token])
+        return tuple(Disconnect(self._likes[i]).apply(gtoken)[0] for i in indexes)
 
 
 def pseudo_connect(delegate_variable: Input | None, *actual_variables: Input) -> tuple[Any, ...]:
@@ -87,3 +112,15 @@ def token_after(delegates: Iterable[object]) -> Variable:
         if isinstance(x, chainer.Variable) and x.array is not None:
             (token,) = pseudo_connect(x, token)
     return token
+
+
+def anchored_token(values: Iterable[object]) -> Variable | None:
+    """Return a token that depends on those of `values` that need a gradient; None if none does.
+
+    A communication that takes it is reached by the backward pass of a backward pass from any of
+    their gradients, though it has nothing else to differentiate on this rank.
+    """
+    xs = [x for x in values if isinstance(x, chainer.Variable) and x.array is not None]
+    xs = [x for x in xs if x.requires_grad and x.dtype.kind not in 'biu']
+    xs = [x for x in xs if module_of(x.array) is module_of(xs[0].array)]
+    return Anchor().apply(xs)[0] if xs else None

@@ -12,12 +12,12 @@ import chainer
 
 from mnx.errors import ArgumentError, DtypeError
 from mnx.functions import linear
-from mnx.functions.connect import DELEGATE
+from mnx.functions.connect import DELEGATE, anchored_token
 from mnx.functions.node import Route, Variable, new_token
 from mnx.links import drawing
 from mnx.links.check import check
 from mnx.links.n_step_rnn import MultiNodeNStepRNN
-from mnx.links.outputs import connected, received, sendable
+from mnx.links.outputs import connected, received, sendable, values_in
 from mnx.links.routes import Component, Hop, Table, queued
 
 if TYPE_CHECKING:
@@ -181,7 +181,8 @@ class MultiNodeChainList(chainer.ChainList):
         return drawings[style](tables)
 
     def _run(self, inputs: tuple[Any, ...]) -> Any:
-        traffic, outputs = Traffic(self._comm), []
+        token = anchored_token([*values_in(inputs), *self.params()])
+        traffic, outputs = Traffic(self._comm, token), []
         for part in self._parts:
             xs = inputs if part.sources is None else map(traffic.take, part.sources)
             y = self[part.child](*xs)
@@ -259,12 +260,18 @@ class Traffic:
 
     Each node takes the token of the one before. So backward passes through all of them, though an
     input may not be used, or a loss not depend on what was sent.
+
+    Parameters
+    ----------
+    comm : Communicator
+    token : Variable or None
+        For the first node. None: it makes one, beside its arrays.
     """
 
-    def __init__(self, comm: Communicator) -> None:
+    def __init__(self, comm: Communicator, token: Variable | None) -> None:
         self._comm = comm
         self._queue: deque[Any] = deque()
-        self.token: Variable | None = None  # of the first node, which knows where arrays live
+        self.token = token
 
     def take(self, rank: int) -> Any:
         """Return what `rank` gives: a variable, or a tuple of several."""

@@ -9,9 +9,9 @@ from chainer.links.rnn.n_step_rnn import NStepRNNBase
 
 from mnx.errors import ArgumentError
 from mnx.functions import linear
-from mnx.functions.connect import DELEGATE
+from mnx.functions.connect import DELEGATE, anchored_token
 from mnx.functions.node import Route
-from mnx.links.outputs import connected
+from mnx.links.outputs import connected, values_in
 from mnx.links.routes import Hop
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class MultiNodeNStepRNN(chainer.Chain):
             What the actual link returns (``hy, cy, ys`` of an LSTM, ``hy, ys`` of the others),
             and the delegate variable; None in its place if `rank_out` is.
         """
-        token: Any = None
+        token: Any = anchored_token([*values_in(inputs), *self.params()])
         states: list[Any] = [None] * self.actual_rnn.n_cells
         if self.rank_in is not None:
             for i in range(len(states)):

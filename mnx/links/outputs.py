@@ -46,18 +46,19 @@ def connected(token: Variable | None, output: Any) -> Any:
     output : Variable, array, or tuple, list or dict of such, to any depth
         Anything else in it stays as it is.
     """
-    values = list(_values(output))
+    values = list(values_in(output))
     return _replaced(output, iter(pseudo_connect(token, *values)))
 
 
-def _values(output: Any) -> Iterator[Input]:
+def values_in(output: Any) -> Iterator[Input]:
+    """Yield the variables and arrays in tuples, lists and dicts of any depth."""
     if _is_value(output):
         yield output
     elif isinstance(output, (tuple, list)):
         for item in output:
-            yield from _values(item)
+            yield from values_in(item)
     elif isinstance(output, dict):
-        yield from _values(list(output.values()))
+        yield from values_in(list(output.values()))
 
 
 def _replaced(output: Any, values: Iterator[Variable]) -> Any:

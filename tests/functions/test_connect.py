@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mnx import functions as MF
+from mnx.functions.connect import anchored_token
 
 
 @pytest.mark.parametrize('dtype', ['f2', 'f4', 'f8'])
@@ -49,3 +50,17 @@ def test_without_a_delegate() -> None:
     (y,) = MF.pseudo_connect(None, x)
     assert y.requires_grad
     assert MF.pseudo_connect(None) == ()
+
+
+def test_an_anchor_costs_first_derivatives_nothing() -> None:
+    x, y = chainer.Variable(np.ones(2)), chainer.Variable(np.ones(3, 'f4'))
+    ids = chainer.Variable(np.ones(2, 'i4'))
+    data = chainer.Variable(np.ones(2), requires_grad=False)
+    token = anchored_token([x, y, ids, data, np.ones(2), chainer.Parameter()])
+    assert (token.shape, token.dtype) == ((0,), np.float32)
+    token.backward()
+    assert (x.grad, y.grad) == (None, None)
+    token.backward(enable_double_backprop=True)
+    assert (x.grad.tolist(), y.grad.dtype, ids.grad) == ([0, 0], np.float32, None)
+    assert x.grad_var.creator is not None
+    assert anchored_token([ids, data]) is None

@@ -112,6 +112,46 @@ def test_training_stays_equal(comm: Communicator, pattern) -> None:
             )
 
 
+def penalty_of(variables: list[Variable]) -> Variable:
+    """Return a function of their gradients that is not linear."""
+    gs = [v.grad_var for v in variables if v.grad_var is not None]
+    return sum((F.sum(F.sin(g)) for g in gs), start=chainer.Variable(np.zeros(())))
+
+
+def differentiate_twice(output: Variable, variables: list[Variable]) -> None:
+    for v in variables:
+        v.cleargrad()
+    output.backward(enable_double_backprop=True)
+    penalty = penalty_of(variables)
+    for v in variables:
+        v.cleargrad()
+    penalty.backward()
+
+
+@two_ranks
+@every_pattern
+def test_second_derivatives_are_those_of_one_process(comm: Communicator, pattern) -> None:
+    """Also on ranks whose penalty depends on nothing that came back from another rank."""
+    own, alone = pattern.links(comm.size), pattern.links(comm.size)
+    expected_x = inputs_of_all(comm.size)
+    losses = [loss_of(r, ys) for r, ys in pattern.serial(alone, expected_x).items()]
+    everything = [x for row in expected_x for x in row]
+    differentiate_twice(sum(losses), [*everything, *chainer.ChainList(*alone.values()).params()])
+
+    xs = inputs_of_all(comm.size)[comm.rank]
+    model = model_of(comm, pattern, own)
+    output = model(*xs)
+    has_loss = any(row[2] is None for row in pattern.rows(comm.size)[comm.rank])
+    ys = output if isinstance(output, tuple) else (output,)
+    loss = loss_of(comm.rank, ys) if has_loss else output
+    differentiate_twice(loss, [*xs, *model.params()])
+    for x, x0 in zip(xs, expected_x[comm.rank], strict=True):
+        assert_close(x.grad, x0.grad)
+    for name in own_names(comm, pattern):
+        for path, p in own[name].namedparams():
+            assert_close(p.grad, dict(alone[name].namedparams())[path].grad)
+
+
 @two_ranks
 def test_one_of_several_outputs_is_enough_for_backward(comm: Communicator) -> None:
     """All ranks get through; the components of the unused output get zeros."""

@@ -94,6 +94,29 @@ def test_it_equals_the_stack_in_one_process(comm: Communicator, kind: type) -> N
         assert_close(p.array, p0.array)
 
 
+def differentiate_twice(loss: Variable, link: chainer.Link) -> None:
+    """Leave in ``grad`` the derivatives of a function of the gradients."""
+    link.cleargrads()
+    loss.backward(enable_double_backprop=True)
+    penalty = sum(F.sum(F.sin(p.grad_var)) for p in link.params())
+    link.cleargrads()
+    penalty.backward()
+
+
+@two_ranks
+@pytest.mark.parametrize('kind', [L.NStepLSTM, L.NStepBiGRU], ids=lambda kind: kind.__name__)
+def test_second_derivatives_are_those_of_one_process(comm: Communicator, kind: type) -> None:
+    rnn, alone = part_of(comm, kind), [make(kind, r) for r in range(comm.size)]
+    everything = stack(alone, [sequences(r) for r in range(comm.size)])
+    losses = [loss_of(r + 1, outputs) for r, outputs in enumerate(everything)]
+    differentiate_twice(sum(losses), chainer.ChainList(*alone))
+    *outputs, _ = rnn(sequences(comm.rank))
+    differentiate_twice(loss_of(comm.rank + 1, outputs), rnn)
+    for p, p0 in zip(rnn.params(), alone[comm.rank].params(), strict=True):
+        assert p0.grad.any()
+        assert_close(p.grad, p0.grad)
+
+
 @two_ranks
 def test_the_delegate_alone_is_enough_for_backward(comm: Communicator) -> None:
     """As a rank does whose outputs are not used."""
