@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, SupportsIndex
 
-from mnx.errors import ArgumentError
+import chainer
+
+from mnx.errors import ArgumentError, DtypeError
 from mnx.functions import linear
 from mnx.functions.connect import DELEGATE, token_after
 from mnx.functions.node import Input, Route, Variable
@@ -86,9 +88,16 @@ def recv(
     ------
     ArgumentError
         `rank` is this rank, or none.
+    DtypeError
+        `delegate_variable` is something else.
     """
     rank = communicator._rank('recv', 'rank', rank)  # ANY_SOURCE would have no way back
     _check_peer(communicator, 'recv', rank)
+    if not isinstance(delegate_variable, (chainer.Variable, type(None))):
+        raise DtypeError(
+            'recv: delegate_variable is one variable, such as send returns, but got '
+            f'{type(delegate_variable).__name__}. Make several one by pseudo_connect.'
+        )
     if delegate_variable is not None and delegate_variable.name is None:
         delegate_variable.name = DELEGATE
     node = linear.Recv(communicator, Route(peer=rank, tag=tag))

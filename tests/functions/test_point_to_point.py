@@ -35,6 +35,13 @@ def test_misuse(comm: Communicator) -> None:
 
 
 @two_ranks
+def test_a_wrong_delegate_is_told_before_anything_is_received(comm: Communicator) -> None:
+    for wrong in (np.ones(1), (chainer.Variable(np.ones(1)),)):
+        with pytest.raises(DtypeError, match='delegate_variable is one variable'):
+            MF.recv(comm, (comm.rank + 1) % comm.size, wrong)
+
+
+@two_ranks
 def test_delegate_variable(comm: Communicator) -> None:
     """Empty, float32, and of the graph even if a plain array was sent."""
     if comm.rank == 0:
