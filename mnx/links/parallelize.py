@@ -20,6 +20,7 @@ import chainer
 import chainer.functions as F
 import chainer.links as L
 from chainer import initializers
+from chainer.links.rnn.lstm import LSTMBase
 
 from mnx.errors import ArgumentError
 from mnx.links.parallel_convolution import ParallelConvolution2D
@@ -74,7 +75,8 @@ def parallelize(model: chainer.Link, comm: Communicator) -> chainer.Link:
         Chain, ChainList, Sequential, in any depth, is changed in place. Replaced are
         ``L.Linear``, and ``L.Convolution2D`` of one group whose channels are enough for all
         ranks. Left alone are subclasses of them, links with hooks, parameters that several
-        links share, and links that some link also holds elsewhere, as in a list of its own.
+        links share, links that some link also holds elsewhere, as in a list of its own, and the
+        layers of an LSTM that does not know its input size yet.
     comm : Communicator
 
     Returns
@@ -112,6 +114,13 @@ def _aliases(model: chainer.Link) -> Iterator[int]:
                 yield from map(id, _held_in(value))
 
 
+def _filled_by_others(model: chainer.Link) -> Iterator[int]:
+    """Yield the ids of links without values yet, of which an LSTM fills each quarter by itself."""
+    for link in _distinct(model):
+        if isinstance(link, LSTMBase) and link.upward.W.array is None:
+            yield from map(id, link.children())
+
+
 def _held_in(value: object) -> Iterator[chainer.Link]:
     if isinstance(value, chainer.Link):
         yield value
@@ -129,7 +138,7 @@ class _Replacement:
         self._comm = comm
         self._uses = Counter(id(p) for link in _distinct(model) for p in _own_params(link))
         self._places = Counter(id(link) for link in _places(model))
-        self._aliased = set(_aliases(model))
+        self._left_alone = {*_aliases(model), *_filled_by_others(model)}
         self._seen: list[chainer.Link] = []  # they live, so that each has an id of its own
         self._done: dict[int, chainer.Link] = {}
 
@@ -161,7 +170,9 @@ class _Replacement:
                 chain.add_link(name, new)
 
     def _inside_sequential(self, sequence: chainer.Sequential) -> None:
-        roles = dict(self._pairs(list(sequence)))
+        # one with a forward of its own may do anything between its layers
+        is_plain = type(sequence).forward is chainer.Sequential.forward
+        roles = dict(self._pairs(list(sequence))) if is_plain else {}
         for i, layer in enumerate(list(sequence)):
             if isinstance(layer, chainer.Link):
                 _put(sequence, i, self.of(layer, roles.get(i, ALONE)))
@@ -189,7 +200,7 @@ class _Replacement:
         return second.in_channels in (None, first.out_channels)
 
     def _can_be_split(self, link: Any) -> bool:
-        if type(link) not in CONVERTERS or link.local_link_hooks or id(link) in self._aliased:
+        if type(link) not in CONVERTERS or link.local_link_hooks or id(link) in self._left_alone:
             return False
         if any(self._uses[id(p)] > 1 for p in _own_params(link)):
             return False

@@ -115,6 +115,35 @@ def test_what_is_left_alone(comm: Communicator) -> None:
     assert list(split_params(parallelize(model, comm))) == []
 
 
+def test_a_sequential_with_a_forward_of_its_own_has_no_pairs(comm: Communicator) -> None:
+    """There the softmax sees the whole."""
+
+    class Own(chainer.Sequential):
+        def forward(self, x):
+            return self[1](F.softmax(self[0](x)))
+
+    def make():
+        return Own(L.Linear(5, 7), L.Linear(7, 3))
+
+    expected, found = seeded(make), seeded(make)
+    assert roles(*parallelize(found, comm)) == [('output', True, False)] * 2
+    x = np.random.default_rng(0).standard_normal((4, 5))
+    np.testing.assert_allclose(found(x).array, expected(x).array, rtol=1e-12)
+
+
+@pytest.mark.parametrize('n_in', [5, None])
+def test_an_lstm(comm: Communicator, n_in: int | None) -> None:
+    """Which draws its weights at the first call, a quarter at a time, if `n_in` is not known."""
+    x = np.random.default_rng(0).standard_normal((4, 5))
+    with chainer.using_config('dtype', np.float64):
+        expected = seeded(lambda: L.LSTM(n_in, 3))
+        expected_y = [expected(x).array, expected(x).array]
+        found = seeded(lambda: parallelize(L.LSTM(n_in, 3), comm))
+        found_y = [found(x).array, found(x).array]
+    assert len(list(split_params(found))) == (3 if n_in else 0)
+    np.testing.assert_allclose(found_y, expected_y, rtol=1e-12, atol=1e-15)
+
+
 def test_too_few_channels_stay_whole(comm: Communicator) -> None:
     model = parallelize(chainer.Sequential(L.Convolution2D(1, 1, 3), F.relu), comm)
     assert type(model[0]) is (ParallelConvolution2D if comm.size == 1 else L.Convolution2D)
