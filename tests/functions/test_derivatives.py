@@ -182,7 +182,11 @@ def test_adjoint(comm: Communicator, name: str, shape: str) -> None:
 @pytest.mark.parametrize('name', CASES)
 def test_against_numerical_derivatives(comm: Communicator, name: str) -> None:
     """Along one random direction through the values of all ranks."""
-    case, root = CASES[name], last_root(name, comm)
+    for root in roots(name, comm):
+        check_numerically(comm, CASES[name], root)
+
+
+def check_numerically(comm: Communicator, case: Case, root: int) -> None:
     X = case.inputs(comm.size, unequal if case.any_shapes else equal)[comm.rank]
     U = [np.random.default_rng(comm.rank).standard_normal(x.shape) for x in X]
 
