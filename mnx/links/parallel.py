@@ -110,9 +110,18 @@ class ParallelLink(chainer.Link, ABC):
         if self.partition == 'output':
             y = self._apply(replicated.spread(self.comm, x), self.b)
             return replicated.join(self.comm, y) if self.gather_output else y
+        self._check_inputs(x)
         part = x if self.input_is_split else replicated.split(self.comm, x)
         y = replicated.total(self.comm, self._apply(part, None))
         return y if self.b is None else F.bias(y, self.b)
+
+    def _check_inputs(self, x: Variable) -> None:
+        """All ranks raise: cut in parts, a wrong number might fit on some of them."""
+        if not self.input_is_split and x.shape[1] != self.W.part.length:
+            raise ArgumentError(
+                f'{type(self).__name__}: the input has another number of features, expected '
+                f'{self.W.part.length} but got {x.shape[1]}. Give the link that size.'
+            )
 
     def _initialize(self, inputs: int) -> None:
         self.W.initialize_whole(self._weight_shape(inputs))

@@ -284,3 +284,10 @@ class TestMisuse:
     def test_ranks_that_disagree(self, comm: Communicator) -> None:
         with pytest.raises(MismatchError):
             ParallelLinear(3, 4, comm, 'output' if comm.rank else 'input')
+
+    def test_another_number_of_inputs_is_an_error_on_all(self, comm: Communicator) -> None:
+        """Also on rank 0, whose part of them is as wide as that of its weight."""
+        link = seeded(lambda: ParallelLinear(comm.size + 1, 4, comm, 'input'))
+        with pytest.raises(ArgumentError, match='another number of features'):
+            link(np.ones((2, comm.size)))
+        comm.barrier()
