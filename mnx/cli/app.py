@@ -77,7 +77,8 @@ def _app(choose: Callable[[Command], None]) -> Any:
 _HELP = (
     'Multi-process training for Chainer. Start a command on many ranks by: mpiexec -n 4 mnx ...\n\n'
     'Exit status: 0 fine, 1 a check or script failed, 2 wrong use, '
-    '3 a package is missing or the launcher and MPI do not fit together.'
+    '3 a package is missing or the launcher and MPI do not fit together, '
+    '141 nobody reads the output.'
 )
 
 

@@ -128,8 +128,8 @@ def _print(lines: Sequence[Line]) -> None:
     right = [name for name in COLUMNS if name not in ('type', 'redop', 'by')]
     tables.print_table(COLUMNS, map(_words, lines), right=right)
     names = list(dict.fromkeys(line.by for line in lines if line.times_raw is not None))
-    if len(names) > 1 and speech.speaks():
-        print(f'\nside by side, in times of {RAW}:\n')
+    if len(names) > 1:
+        speech.say(f'\nside by side, in times of {RAW}:\n')
         columns = ('size (B)', *names)
         tables.print_table((*columns, 'fastest'), side_by_side(lines), right=columns)
 

@@ -47,14 +47,12 @@ def report(*, as_json: bool) -> int:
 
 def _print(found: list[Finding], seconds: float) -> None:
     tables.print_table(('what', '', 'found'), ((f.subject, f.verdict, f.text) for f in found))
-    if not speech.speaks():
-        return
     for finding in found:
         if finding.advice:
-            print(f'\n{finding.subject}: {finding.advice}')
+            speech.say(f'\n{finding.subject}: {finding.advice}')
     worst = [f.subject for f in found if f.verdict == findings.WRONG]
     verdict = f'wrong: {", ".join(worst)}' if worst else 'all works'
-    print(f'\n{verdict} ({seconds:.1f} s)', flush=True)
+    speech.say(f'\n{verdict} ({seconds:.1f} s)')
 
 
 def _look() -> Iterator[Finding]:

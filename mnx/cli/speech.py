@@ -22,12 +22,35 @@ OK = 0
 FAILED = 1  # something is wrong that the command was asked to look at
 USAGE = 2  # wrong option, command or file
 UNFIT = 3  # a package is missing, or the launcher and MPI do not fit together
+UNHEARD = (
+    141  # alone: who reads the output has closed it, as `| head` does; a shell's 128 + SIGPIPE
+)
 
 
 def speaks() -> bool:
     """Return whether this process is the one that speaks."""
     launched = launch.detect(os.environ)
     return launched is None or launched.rank == 0
+
+
+def say(text: str) -> None:
+    """Print `text`, on the rank that speaks.
+
+    Raises
+    ------
+    SystemExit
+        Nobody reads any more. With a launcher, it is the launcher whom nobody reads.
+    """
+    if not speaks():
+        return
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        if launch.detect(os.environ) is not None:
+            raise
+        # what is still in the buffer would fail again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(UNHEARD) from None
 
 
 def complain(text: str) -> None:
@@ -38,8 +61,7 @@ def complain(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print `value` as JSON, on the rank that speaks."""
-    if speaks():
-        print(json.dumps(value, indent=2), flush=True)
+    say(json.dumps(value, indent=2))
 
 
 @contextlib.contextmanager

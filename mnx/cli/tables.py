@@ -41,7 +41,7 @@ def _print_stripped(console: Any, table: Any) -> None:
     """Print without the spaces that fill up the last column."""
     with console.capture() as captured:
         console.print(table)
-    print('\n'.join(line.rstrip() for line in captured.get().splitlines()), flush=True)
+    speech.say('\n'.join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def _console() -> Any:

@@ -124,12 +124,12 @@ def _describe(prepared: Prepared, rows: int, columns: int) -> None:
     from mnx.recipes import describe
 
     recipe, layers = prepared.recipe, prepared.layers
-    _say(f'data: {prepared.samples.description}')
-    _say(f'{_processes(rows, columns)}; {recipe.batch_size} samples in each step\n')
+    speech.say(f'data: {prepared.samples.description}')
+    speech.say(f'{_processes(rows, columns)}; {recipe.batch_size} samples in each step\n')
     right = [c for c in describe.LAYER_COLUMNS if c == 'parameters']
     table = describe.layer_rows(recipe, layers, rows, columns)
     tables.print_table(describe.LAYER_COLUMNS, table, right=right)
-    _say('')
+    speech.say('')
     table = describe.rank_rows(recipe, layers, rows, columns)
     tables.print_table(describe.RANK_COLUMNS, table, right=describe.RANK_COLUMNS)
 
@@ -139,10 +139,10 @@ def _train(wishes: Wishes, prepared: Prepared, grid: 'Grid') -> int:
 
     recipe, world = prepared.recipe, grid.world
     session = Session(recipe, prepared.layers, prepared.samples, grid)
-    _say(f'data: {prepared.samples.description}')
-    _say(_processes(*grid.shape))
+    speech.say(f'data: {prepared.samples.description}')
+    speech.say(_processes(*grid.shape))
     if world.rank == 0:
-        session.trainer.extend(Report(_say))
+        session.trainer.extend(Report(speech.say))
     if wishes.resume:
         try:
             session.resume(wishes.resume)
@@ -151,7 +151,7 @@ def _train(wishes: Wishes, prepared: Prepared, grid: 'Grid') -> int:
             return speech.USAGE
     results = session.run()
     shown = [f'{k.removeprefix("test/")} {v:.4f}' for k, v in results.items() if 'test/' in k]
-    _say(f'test: {", ".join(shown)}')
+    speech.say(f'test: {", ".join(shown)}')
     if wishes.output:
         rows, columns = grid.shape
         facts = {'config': wishes.path, 'datapar': rows, 'modelpar': columns, 'seed': recipe.seed}
@@ -166,8 +166,3 @@ def _processes(rows: int, columns: int) -> str:
     data = f'each batch in {rows} parts' if rows > 1 else 'whole batches'
     model = f'the model in {columns} parts' if columns > 1 else 'whole models'
     return f'{size} processes: {data}, {model}'
-
-
-def _say(text: str) -> None:
-    if speech.speaks():
-        print(text, flush=True)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -28,13 +29,16 @@ def mnx(
     return mpiexec(n, Path('-m'), 'mnx', *args, timeout=timeout, env=env)
 
 
-def alone(*args: object, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def alone(
+    *args: object, env: Mapping[str, str] | None = None, stdout: int | IO[bytes] = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
     """Run ``python -m mnx ...`` without a launcher; standard output and error apart."""
     return subprocess.run(
         [sys.executable, '-m', 'mnx', *map(str, args)],
         env={**clean_environment(), **(env or {})},
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=100,
         check=False,

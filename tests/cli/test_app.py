@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,19 @@ def test_an_unknown_command_is_told_once_with_status_2(n: int):
 def test_an_unknown_option_has_status_2():
     job = mnx(2, 'info', '--jsn')
     assert (job.returncode, job.stdout.count('--jsn')) == (2, 1), job.stdout
+
+
+@starts_jobs
+@needs_extra
+@pytest.mark.parametrize('words', [('info',), ('info', '--json'), ('check',)], ids=' '.join)
+def test_a_reader_who_leaves_is_no_error(words: tuple[str, ...]):
+    gone, output = os.pipe()
+    os.close(gone)
+    with open(output, 'wb') as closed:
+        process = alone(*words, stdout=closed)
+    assert process.returncode == 141
+    assert 'Traceback' not in process.stderr
+    assert 'BrokenPipe' not in process.stderr
 
 
 @starts_jobs
