@@ -22,9 +22,7 @@ OK = 0
 FAILED = 1  # something is wrong that the command was asked to look at
 USAGE = 2  # wrong option, command or file
 UNFIT = 3  # a package is missing, or the launcher and MPI do not fit together
-UNHEARD = (
-    141  # alone: who reads the output has closed it, as `| head` does; a shell's 128 + SIGPIPE
-)
+UNHEARD = 141  # alone: nobody reads the output to its end, as with `| head`; 128 + SIGPIPE
 
 
 def speaks() -> bool:

@@ -9,6 +9,7 @@ from mnx.communicators import Communicator, create_communicator
 from mnx.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
+    from mnx.recipes.document import Document
     from mnx.recipes.grid import Grid
     from mnx.recipes.plan import LayerPlan
     from mnx.recipes.schema import Recipe
@@ -78,6 +79,8 @@ def run(wishes: Wishes, world: Communicator) -> int:
     try:
         rows, columns = _shape(wishes, world.size)
         prepared = _prepare(wishes, world, rows)
+        if not wishes.describe:
+            prepared.check_memory(world, rows, columns)
     except (ArgumentError, DataError) as error:
         speech.complain(str(error))
         return speech.USAGE
@@ -95,6 +98,14 @@ class Prepared:
     recipe: 'Recipe'
     layers: 'list[LayerPlan]'
     samples: Any
+    document: 'Document'
+
+    def check_memory(self, world: Communicator, rows: int, columns: int) -> None:
+        """Raise ArgumentError if the model does not fit into each machine. Collective."""
+        from mnx.recipes import memory
+
+        with world.together('train'), self.document.explains():
+            memory.check(self.recipe, self.layers, rows, columns, memory.available())
 
 
 def _shape(wishes: Wishes, size: int) -> tuple[int, int]:
@@ -117,7 +128,7 @@ def _prepare(wishes: Wishes, world: Communicator, rows: int) -> Prepared:
     training.check(recipe, document, rows, len(samples.train))
     if wishes.output:
         training.check_output(wishes.output, world)
-    return Prepared(recipe, layers, samples)
+    return Prepared(recipe, layers, samples, document)
 
 
 def _describe(prepared: Prepared, rows: int, columns: int) -> None:

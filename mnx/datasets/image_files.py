@@ -54,7 +54,7 @@ def _read_idx_files(folder: Path) -> tuple[NDArray[Any], ...] | None:
     if missing:
         raise MissingDataError(
             f'load_images: {folder} holds only some of the idx files, missing {missing}. '
-            'Put them there, or download them (--download).'
+            'Put them there, or download them.'
         )
     return tuple(read_idx(path) for path in paths.values() if path)
 

@@ -134,14 +134,14 @@ def _from_folder(name: str, folder: Path) -> tuple[str | None, RawImages]:
     if not folder.is_dir():
         raise MissingDataError(
             f'load_images: there is no folder {folder}. Name the folder that holds the idx or '
-            'npz files, or leave out --data-dir.'
+            'npz files, or none.'
         )
     found = read_folder(folder)
     if found is None:
         raise MissingDataError(
             f'load_images: no images in the folder {folder}, expected the files {", ".join(STEMS)} '
             '(or the same with .gz), mnist.npz, or train.npz and test.npz. '
-            'Put them there, or add --download.'
+            'Put them there, or download them.'
         )
     return identified(name, found), found
 

@@ -8,8 +8,10 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from mnx.datasets import IMAGES
 from mnx.recipes.document import Document, EntryError
 
-Count = Annotated[int, Field(gt=0)]
-Natural = Annotated[int, Field(ge=0)]
+LARGEST = 2**31 - 1  # of a number of things: more fits into no array of a layer
+
+Count = Annotated[int, Field(gt=0, le=LARGEST)]
+Natural = Annotated[int, Field(ge=0, le=LARGEST)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 

@@ -87,7 +87,9 @@ def load(recipe: schema.Recipe, document: Document, comm: Communicator) -> Sampl
         images = load_images(data.name, data.folder, comm=comm)
     except (ArgumentError, MissingDataError) as error:  # on all ranks
         key = 'name' if data.folder is None else 'folder'
-        raise document.error(EntryError(('data', key), str(error))) from None
+        found, separator, _ = str(error).partition(' Ways to get some:')
+        text = f'{found} {_how_to_get(data.name)}' if separator else found
+        raise document.error(EntryError(('data', key), text)) from None
     shape = sample_shape(images.n_pixels, data.shape)
     with document.explains():
         if shape is None:
@@ -98,6 +100,20 @@ def load(recipe: schema.Recipe, document: Document, comm: Communicator) -> Sampl
     n = max(1, round(data.fraction * len(train)))
     assert shape is not None
     return Samples(train[:n], test, images.description, shape, images.n_classes)
+
+
+def _how_to_get(name: str) -> str:
+    """Return what to do where there are no images of this name, in the words of a recipe."""
+    digits = 'The digits come with scikit-learn: pip install scikit-learn.'
+    if name == 'digits':
+        return digits
+    known = 'mnist' if name == 'auto' else name
+    call = f'from mnx.datasets import load_images; load_images({known!r}, download=True)'
+    files = (
+        f'Name a folder that holds the files (data: {{name: {known}, folder: DIR}}), or download '
+        f'them once: python -c "{call}"'
+    )
+    return f'{digits} {files}' if name == 'auto' else files
 
 
 def plan_of(recipe: schema.Recipe, document: Document, samples: Samples) -> list[LayerPlan]:

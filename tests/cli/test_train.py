@@ -11,6 +11,7 @@ import pytest
 
 from mnx.cli.train import Wishes, run
 from mnx.communicators import Communicator
+from mnx.datasets import IMAGES
 from tests.cli.commands import alone, hide, mnx, needs_extra
 from tests.launching import ROOT, starts_jobs
 
@@ -139,6 +140,9 @@ BROKEN = [
     ('type: dense, units: 10,', 'type: danse, units: 10,', 19, 'layers[1].type'),
     ('batch_size: 128', 'batch_size: many', 8, 'batch_size'),
     ('units: 101, ', '', 18, 'layers[0].units'),
+    ('units: 101', 'units: 1e12', 18, 'layers[0].units'),
+    ('units: 101', 'units: 1000000000000', 18, 'layers[0].units'),
+    ('units: 101', 'units: 2000000000', 18, 'layers[0]'),
     ('units: 10,', 'units: 9,', 19, 'layers[1]'),
     ('epochs: 15', 'epochs: 15\nepochs: 3', 10, 'epochs'),
     ('init: *fan, act', 'init: *fun, act', 18, "found undefined alias 'fun'"),
@@ -174,6 +178,55 @@ def test_a_broken_file_is_one_line_of_one_rank(
     assert said[0].startswith(f'mnx: {path}:{line}: {key}'), said[0]
     assert said[0].count('\n') == 1
     assert not Path('made').exists()
+
+
+@pytest.mark.parametrize(
+    ('name', 'advice'),
+    [
+        ('mnist', ('folder: DIR', "load_images('mnist', download=True)")),
+        ('fashion-mnist', ('folder: DIR', "load_images('fashion-mnist', download=True)")),
+        ('digits', ('pip install scikit-learn',)),
+        ('auto', ('pip install scikit-learn', 'folder: DIR')),
+    ],
+)
+def test_data_that_are_not_there_are_one_line_in_the_words_of_a_recipe(
+    comm: Communicator,
+    shared_path: Path,
+    name: str,
+    advice: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr('mnx.datasets.images._SOURCES', dict.fromkeys(IMAGES[1:], ()))
+    path = shared_path / 'nothing.yaml'
+    if comm.rank == 0:
+        path.write_text(MLP.read_text().replace('name: digits', f'name: {name}'))
+    comm.barrier()
+    assert run(Wishes(str(path), datapar=True), comm) == 2
+    said = capsys.readouterr().err
+    if comm.rank == 0:
+        assert said.startswith(
+            f'mnx: {path}:7: data.name: load_images: found no data for {name!r}.'
+        )
+        assert said.count('\n') == 1
+        assert all(words in said for words in advice)
+        assert '--' not in said  # flags that `mnx train` does not have
+
+
+def test_a_folder_without_images_is_one_line_in_the_words_of_a_recipe(
+    comm: Communicator, shared_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = shared_path / 'empty.yaml'
+    if comm.rank == 0:
+        text = MLP.read_text()
+        path.write_text(text.replace('name: digits', f'name: mnist, folder: {shared_path}'))
+    comm.barrier()
+    assert run(Wishes(str(path), datapar=True), comm) == 2
+    said = capsys.readouterr().err
+    if comm.rank == 0:
+        assert said.startswith(f'mnx: {path}:7: data.folder: ')
+        assert said.count('\n') == 1
+        assert ' --' not in said
 
 
 def test_a_batch_smaller_than_the_ranks(
