@@ -27,6 +27,7 @@ class Wishes:
     seed: int | None = None
     output: str | None = None
     resume: str | None = None
+    as_json: bool = False
 
 
 def add_to(app: Any, choose: Callable[[Callable[[], int]], None]) -> None:
@@ -59,9 +60,12 @@ def add_to(app: Any, choose: Callable[[Callable[[], int]], None]) -> None:
         resume: Annotated[
             str | None, typer.Option(metavar='FILE', help='Go on from a snapshot.')
         ] = None,
+        as_json: Annotated[
+            bool, typer.Option('--json', help='With --describe: print JSON.')
+        ] = False,
     ) -> None:
         """Train a model that a file of YAML describes."""
-        wishes = Wishes(path, datapar, modelpar, grid, describe, seed, output, resume)
+        wishes = Wishes(path, datapar, modelpar, grid, describe, seed, output, resume, as_json)
         choose(lambda: execute(wishes))
 
 
@@ -77,6 +81,8 @@ def run(wishes: Wishes, world: Communicator) -> int:
     from mnx.recipes.grid import arrange
 
     try:
+        if wishes.as_json and not wishes.describe:
+            raise ArgumentError('--json prints a description. Add --describe, or leave it out.')
         rows, columns = _shape(wishes, world.size)
         prepared = _prepare(wishes, world, rows)
         if not wishes.describe:
@@ -85,7 +91,7 @@ def run(wishes: Wishes, world: Communicator) -> int:
         speech.complain(str(error))
         return speech.USAGE
     if wishes.describe:
-        _describe(prepared, rows, columns)
+        _describe(prepared, rows, columns, as_json=wishes.as_json)
         return speech.OK
     with arrange(world, rows, columns) as grid:
         return _train(wishes, prepared, grid)
@@ -131,10 +137,14 @@ def _prepare(wishes: Wishes, world: Communicator, rows: int) -> Prepared:
     return Prepared(recipe, layers, samples, document)
 
 
-def _describe(prepared: Prepared, rows: int, columns: int) -> None:
+def _describe(prepared: Prepared, rows: int, columns: int, *, as_json: bool) -> None:
     from mnx.recipes import describe
 
     recipe, layers = prepared.recipe, prepared.layers
+    if as_json:
+        told = describe.as_dict(recipe, layers, rows, columns)
+        speech.print_json({'data': prepared.samples.description, **told})
+        return
     speech.say(f'data: {prepared.samples.description}')
     speech.say(f'{_processes(rows, columns)}; {recipe.batch_size} samples in each step\n')
     right = [c for c in describe.LAYER_COLUMNS if c == 'parameters']

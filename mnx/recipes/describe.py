@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mnx.functions.replicated import part_bounds
@@ -77,6 +77,39 @@ def rule_of(recipe: schema.Recipe, layer: LayerPlan) -> Any:
     return getattr(layer.layer, 'learning_rule', None) or recipe.optimizer
 
 
+def as_dict(
+    recipe: schema.Recipe, layers: list[LayerPlan], rows: int, columns: int
+) -> dict[str, Any]:
+    """Return all that the tables tell, with names for programs."""
+    ranks = [holding(recipe, layers, rank, rows, columns) for rank in range(rows * columns)]
+    return {
+        'datapar': rows,
+        'modelpar': columns,
+        'batch_size': recipe.batch_size,
+        'dtype': recipe.dtype,
+        'layers': [_layer_as_dict(recipe, layer, rows, columns) for layer in layers],
+        'ranks': [{'rank': rank, **asdict(has)} for rank, has in enumerate(ranks)],
+    }
+
+
+def _layer_as_dict(
+    recipe: schema.Recipe, layer: LayerPlan, rows: int, columns: int
+) -> dict[str, Any]:
+    samples = part_bounds(recipe.batch_size, 0, rows)[1]
+    return {
+        'name': layer.name,
+        'type': layer.kind,
+        'returns': list(layer.outputs),
+        'parameters': sum(w.size for w in layer.weights),
+        'split_by': layer.role.partition if layer.role and columns > 1 else None,
+        'messages': [
+            {'among': m.among, 'when': m.when, 'kind': m.kind, 'calls': m.calls}
+            | {'numbers': m.numbers(samples)}
+            for m in _seen(layer, rows, columns)
+        ],
+    }
+
+
 def layer_rows(
     recipe: schema.Recipe, layers: list[LayerPlan], rows: int, columns: int
 ) -> Iterator[tuple[str, ...]]:
@@ -96,9 +129,14 @@ def layer_rows(
 
 
 def _words(layer: LayerPlan, when: str, samples: int, rows: int, columns: int) -> str:
+    seen = _seen(layer, rows, columns)
+    return ', '.join(_in_words(m, samples) for m in seen if m.when == when)
+
+
+def _seen(layer: LayerPlan, rows: int, columns: int) -> list[Message]:
+    """Return the messages that are sent on such a grid."""
     size = {'data': rows, 'model': columns}
-    seen = [m for m in layer.messages if m.when == when and size[m.among] > 1]
-    return ', '.join(_in_words(m, samples) for m in seen)
+    return [m for m in layer.messages if size[m.among] > 1]
 
 
 def _in_words(message: Message, samples: int) -> str:

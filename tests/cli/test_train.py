@@ -133,6 +133,32 @@ def test_description_of_ranks_that_are_not_there():
     assert not any('epoch' in line for line in lines)
 
 
+@starts_jobs
+@needs_extra
+@pytest.mark.parametrize('n', [1, 2])
+def test_a_description_as_json_holds_what_the_tables_do(n: int):
+    job = mnx(n, 'train', '--describe', '--json', '--grid', '2x2', MLP)
+    assert job.returncode == 0, job.stdout
+    told = json.loads(job.stdout[job.stdout.index('{') :])
+    assert (told['datapar'], told['modelpar'], told['batch_size']) == (2, 2, 128)
+    assert 'scikit-learn' in told['data']
+    first, second = told['layers']
+    assert (first['returns'], first['parameters'], first['split_by']) == ([101], 6565, 'output')
+    assert [(m['when'], m['kind'], m['numbers']) for m in second['messages']] == [
+        ('forward', 'gather', 640),
+        ('backward', 'sum', 6464),
+    ]
+    assert [(r['rank'], r['samples']) for r in told['ranks']] == [(i, 64) for i in range(4)]
+    assert sum(r['parameters'] for r in told['ranks']) == 2 * (6565 + 1020)
+
+
+def test_json_without_a_description_is_wrong_use(
+    comm: Communicator, capsys: pytest.CaptureFixture[str]
+):
+    assert run(Wishes(str(MLP), datapar=True, as_json=True), comm) == 2
+    assert capsys.readouterr().err.count('--describe') == (comm.rank == 0)
+
+
 # --- broken files, in this process on all ranks ---------------------------------------------------
 
 BROKEN = [
