@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -70,6 +71,12 @@ def install() -> None:
         raise ImportError(f'--as-chainermn: {OLD} itself has been imported already.')
     sys.meta_path.insert(0, _Finder())
     _prepare_children()
+
+
+def let_one_rank_deprecate() -> None:
+    """Let rank 0 alone say what is deprecated of mnx: the others call the same."""
+    if not speech.speaks() and not sys.warnoptions:  # a wish of the user's, `-W error` for one
+        warnings.filterwarnings('ignore', r'\w+ is deprecated; use ', DeprecationWarning)
 
 
 def _prepare_children() -> None:

@@ -31,6 +31,7 @@ def execute(path: str, arguments: Sequence[str], *, as_chainermn: bool) -> int:
     """Run the script; its errors and its `sys.exit` pass."""
     if as_chainermn:
         old_name.install()
+        old_name.let_one_rank_deprecate()
     try:
         script.check(path)
     except ArgumentError as error:

@@ -39,6 +39,28 @@ def test_a_training_script_gives_the_same_on_any_number_of_ranks(
     assert abs(longer - alone).max() > 1e-3  # the option arrives, and the weights move
 
 
+def test_what_is_deprecated_is_said_by_one_rank(tmp_path: Path):
+    script = """
+import warnings
+import chainer.links as L
+import chainermn
+from chainermn.datasets.scatter import get_epoch_trigger
+
+comm = chainermn.create_communicator('naive')
+get_epoch_trigger(1, [0, 1], 1, comm)
+model = L.Linear(1, 1)
+model.cleargrads()
+comm.allreduce_grad(model)
+chainermn.create_multi_node_checkpointer('name', comm)
+warnings.warn(f'own of {comm.rank}', DeprecationWarning)
+"""
+    job = run(2, tmp_path, script)
+    assert job.returncode == 0, job.stdout
+    for name in ('get_epoch_trigger', 'allreduce_grad', 'create_multi_node_checkpointer'):
+        assert job.stdout.count(f'{name} is deprecated') == 1, job.stdout
+    assert all(f'own of {rank}' in job.stdout for rank in range(2))  # the script's are its own
+
+
 def train_mnist(n: int, epochs: int, out: Path) -> None:
     job = mnx(n, 'run', '--as-chainermn', SCRIPTS / 'train_mnist.py', '-e', epochs, '-o', out)
     assert job.returncode == 0, job.stdout
