@@ -25,6 +25,7 @@ from mnx.datasets.part import DatasetPart
 from mnx.datasets.partition import owned_length, part_of
 from mnx.datasets.take import Indices, Selection, take
 from mnx.errors import ArgumentError, DataError, explain
+from mnx.health.meeting import CARGO
 
 if TYPE_CHECKING:
     from mnx.communicators import CommunicatorBase
@@ -50,7 +51,7 @@ def scatter_dataset(
     """Give every rank its part of the root's data set.
 
     Collective: all ranks call it with the same `root` and `force_equal_length`; the other
-    arguments count at the root only.
+    arguments count at the root only, which warns if `shuffle` or `seed` are others elsewhere.
 
     Parameters
     ----------
@@ -95,10 +96,13 @@ def scatter_dataset(
     with comm.together(call) as meeting:
         root = _checked_root(call, comm, root)
         meeting.bring(f'root={root} force_equal_length={bool(force_equal_length)}')
+        meeting.carry(_digest_of_shuffling(shuffle, seed))
         if comm.rank == root:
             length = _length(call, comm, dataset)
             order = _shuffled(call, comm, length, seed) if shuffle else None
             facts = length, _in_words(length, order)
+    if comm.rank == root and not meeting.all_brought_the_same():
+        _warn_of_other_arguments(shuffle, seed)
     n, whole = comm.bcast_obj(facts, root=root)
     with comm.together(call):
         if comm.rank == root:
@@ -108,6 +112,20 @@ def scatter_dataset(
     positions = part_of(n, comm.rank, comm.size, force_equal_length=force_equal_length)
     owned = owned_length(n, comm.rank, comm.size, force_equal_length=force_equal_length)
     return DatasetPart(examples, positions, owned, whole)
+
+
+def _digest_of_shuffling(shuffle: bool, seed: Any) -> NDArray[np.int64]:
+    words = np.zeros(CARGO, np.int64)
+    words[0] = zlib.crc32(repr(seed if shuffle else 'not shuffled').encode())
+    return words
+
+
+def _warn_of_other_arguments(shuffle: bool, seed: Any) -> None:
+    warnings.warn(
+        f'scatter_dataset: other ranks ask for another shuffle or seed than the root, which deals '
+        f'out: shuffle={bool(shuffle)}, seed={seed!r}. Pass the same on all ranks.',
+        stacklevel=3,
+    )
 
 
 def scatter_index(

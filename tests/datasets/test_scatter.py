@@ -1,5 +1,6 @@
 import os
 import sys
+import warnings
 
 import chainer.datasets as D
 import numpy as np
@@ -110,13 +111,29 @@ def test_scattering_leaves_the_global_random_state_alone(comm):
     assert np.random.rand() == np.random.RandomState(7).rand()
 
 
-def test_other_arguments_count_at_the_root_only(comm):
-    at_root = comm.rank == 0
-    part = scatter_dataset(
-        np.arange(6) if at_root else 'ignored', comm, shuffle=at_root, seed=2 if at_root else 9
-    )
+@pytest.mark.parametrize('root', [0, -1], ids=['first', 'last'])
+@pytest.mark.parametrize('elsewhere', [(True, 9), (False, 2)], ids=['seed', 'shuffle'])
+def test_other_arguments_count_at_the_root_only_which_says_so(comm, root, elsewhere):
+    root %= comm.size
+    at_root = comm.rank == root
+    shuffle, seed = (True, 2) if at_root else elsewhere
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        part = scatter_dataset(
+            np.arange(6) if at_root else 'ignored', comm, root, shuffle=shuffle, seed=seed
+        )
     expected = reference(np.arange(6), comm, np.random.RandomState(2).permutation(6))
     assert part[:] == expected[:]
+    told = [str(w.message) for w in caught if w.filename == __file__]
+    assert len(told) == int(at_root and comm.size > 1)
+    assert all('another shuffle or seed' in text and 'seed=2' in text for text in told)
+
+
+def test_a_seed_that_nobody_needs_may_be_any(comm):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        scatter_dataset(only_at(0, comm, np.arange(6)), comm, seed=comm.rank)
+        scatter_dataset(only_at(0, comm, np.arange(6)), comm, shuffle=True, seed=3)
 
 
 def test_parts_can_be_changed_without_the_others_seeing_it(comm):
