@@ -225,10 +225,14 @@ class LoadPart(Deserializer):
 
     def _into(self, key: str, value: Array) -> Array:
         part = self._param.part
+        expected = part.whole_shape(value.shape)
+        rehearse = getattr(self._actual, 'check_array', None)
+        if rehearse is not None:  # a rehearsal of mnx.training: nothing is loaded
+            rehearse(key, expected, value.dtype)
+            return value
         whole = self._actual(key, None)
         if whole is None:  # not in the file: the value stays
             return value
-        expected = part.whole_shape(value.shape)
         if tuple(whole.shape) != expected:
             raise ArgumentError(
                 f'load: {key} does not fit, expected the whole, of shape {expected}, but got '
@@ -242,7 +246,14 @@ class LoadPart(Deserializer):
         if not hasattr(found, 'ndim') or found.ndim <= part.axis:
             return found
         whole = np.asarray(found)
-        part.length = whole.shape[part.axis]
+        length = whole.shape[part.axis]
+        if self._param.is_initialized and length != part.length:
+            raise ArgumentError(
+                f'load: a state of the optimizer does not fit, expected {part.length} along axis '
+                f'{part.axis} of the whole, but got {length}. Build the same model as when it was '
+                'saved.'
+            )
+        part.length = length
         return part.cut(whole)
 
 

@@ -230,7 +230,10 @@ def read(path: Path) -> State:
     if not path.is_file():
         raise MissingDataError(f'resume: there is no file {path}. Check the name.')
     try:
-        with np.load(path, allow_pickle=True) as file:
+        file = np.load(path, allow_pickle=True)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError('not an npz file')
+        with file:
             return {key: file[key] for key in file.files}
     except (OSError, EOFError, ValueError, AttributeError, pickle.UnpicklingError,
             zipfile.BadZipFile, zlib.error) as error:  # fmt: skip

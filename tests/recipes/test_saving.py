@@ -66,6 +66,26 @@ def test_a_missing_snapshot(comm: Communicator) -> None:
             made.resume('nothing.npz')
 
 
+@pytest.mark.parametrize('change', ['units', 'dtype'])
+def test_another_size_or_precision_changes_nothing(
+    comm: Communicator, shared_path: Path, change: str
+) -> None:
+    snapshot = {'file': str(shared_path / 'snapshot.npz')}
+    with session(document(recipes.MLP, snapshot=snapshot), comm, (1, comm.size)) as made:
+        made.run()
+    text, changes, reason = recipes.MLP, {'snapshot': None}, 'has dtype float64, and here float32'
+    if change == 'units':
+        text, reason = text.replace('units: 33', 'units: 32'), r'has shape \((17, )?33'
+    else:
+        changes['dtype'] = 'float32'
+    with session(document(text, **changes), comm, (1, comm.size)) as made:
+        before = [param.array.tobytes() for param in made.model.params()]
+        with pytest.raises(ArgumentError, match=reason):
+            made.resume(snapshot['file'])
+        assert [param.array.tobytes() for param in made.model.params()] == before
+        made.run()  # as if nothing had been
+
+
 def test_a_snapshot_of_another_recipe(comm: Communicator, shared_path: Path) -> None:
     snapshot = {'file': str(shared_path / 'snapshot.npz')}
     with session(document(recipes.MLP, snapshot=snapshot), comm, (1, comm.size)) as made:

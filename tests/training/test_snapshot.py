@@ -285,6 +285,11 @@ def rewritten(**changes):
     return rewrite
 
 
+def an_array(path):
+    with open(path, 'wb') as file:
+        np.save(file, np.ones(3))
+
+
 def facts(**changes):
     return np.asarray(json.dumps(changes))
 
@@ -296,6 +301,7 @@ def facts(**changes):
         (lambda p: os.truncate(p, p.stat().st_size - 1), DataError, 'cut short or damaged'),
         (lambda p: os.truncate(p, 0), DataError, 'cut short or damaged'),
         (lambda p: p.write_bytes(b'no zip at all'), DataError, 'cut short or damaged'),
+        (an_array, DataError, 'not an npz file'),
         (lambda p: p.unlink(), MissingDataError, 'there is no file'),
         (rewritten(mnx__format=None), DataError, 'is no snapshot of mnx'),
         (
@@ -352,6 +358,7 @@ def test_what_does_not_fit_changes_nothing(comm, shared_path, change):
     with pytest.raises(ArgumentError, match='bn' if change == 'more' else 'l2/W was saved'):
         resume(path, trainer, comm)
     assert [param.array.tobytes() for param in model.params()] == before
+    assert [param.update_rule.state for param in model.params()] == [None] * len(before)
     assert trainer.updater.iteration == 0
 
 

@@ -14,7 +14,7 @@ def capture(trainer: Any) -> State:
     """Return what has to be saved: the class of each optimizer, less what mnx wraps it in."""
     return {
         f'mnx/optimizer:{name}': np.asarray(type(_actual(optimizer)).__name__)
-        for name, optimizer in _optimizers_of(trainer).items()
+        for name, optimizer in optimizers_of(trainer).items()
     }
 
 
@@ -25,7 +25,8 @@ def check(trainer: Any, state: State) -> None:
             raise ValueError(f'{key.removeprefix("mnx/")} was {state[key]}, and here is {name}')
 
 
-def _optimizers_of(trainer: Any) -> dict[str, Any]:
+def optimizers_of(trainer: Any) -> dict[str, Any]:
+    """Return the optimizers of a trainer by name."""
     return dict(getattr(trainer.updater, '_optimizers', {}))
 
 

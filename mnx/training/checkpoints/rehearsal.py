@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,10 +46,18 @@ class Rehearsal(Deserializer):
         self._read.add(where)
         probe = value
         if is_array(value) and stored[()] is not None:
-            _check_alike(where, stored, value)
+            _check_alike(where, stored, value.shape, value.dtype)
             probe = np.empty(value.shape, value.dtype)
         NpzDeserializer(self._state, self._path)(key, probe)
         return value
+
+    def check_array(self, key: str, shape: tuple[int, ...], dtype: Any) -> None:
+        """Raise unless there is such an array: the whole of one of which a rank has a part."""
+        where = self._path + key.lstrip('/')
+        stored = self._state[where]
+        self._read.add(where)
+        if stored[()] is not None:
+            _check_alike(where, stored, shape, dtype)
 
     def check_all_read(self) -> None:
         """Raise if something of a model was saved that nothing here has asked for."""
@@ -65,14 +75,28 @@ def rehearse(trainer: Any, state: State) -> None:
     KeyError, ValueError, TypeError
         Model, optimizers and iterators are as they were.
     """
-    rehearsal = Rehearsal(state)
-    trainer.serialize(rehearsal)
-    rehearsal.check_all_read()
     optimizer_names.check(trainer, state)
+    rehearsal = Rehearsal(state)
+    with _fresh_rules_stay_fresh(trainer):
+        trainer.serialize(rehearsal)
+    rehearsal.check_all_read()
 
 
-def _check_alike(where: str, stored: Any, value: Any) -> None:
-    if stored.shape != value.shape:
-        raise ValueError(f'{where} has shape {stored.shape}, and here {value.shape}')
-    if stored.dtype != value.dtype:
-        raise ValueError(f'{where} has dtype {stored.dtype}, and here {value.dtype}')
+@contextmanager
+def _fresh_rules_stay_fresh(trainer: Any) -> Iterator[None]:
+    """Take back the states that Chainer's rules make to ask for them, where one is missing."""
+    optimizers = optimizer_names.optimizers_of(trainer).values()
+    params = (p for o in optimizers if o.target is not None for p in o.target.params())
+    fresh = [p.update_rule for p in params if p.update_rule and p.update_rule.state is None]
+    try:
+        yield
+    finally:
+        for rule in fresh:
+            rule._state = None
+
+
+def _check_alike(where: str, stored: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    if stored.shape != shape:
+        raise ValueError(f'{where} has shape {stored.shape}, and here {shape}')
+    if stored.dtype != dtype:
+        raise ValueError(f'{where} has dtype {stored.dtype}, and here {dtype}')
