@@ -86,7 +86,7 @@ def run(wishes: Wishes, world: Communicator) -> int:
         rows, columns = _shape(wishes, world.size)
         prepared = _prepare(wishes, world, rows)
         if not wishes.describe:
-            prepared.check_memory(world, rows, columns)
+            prepared.check_place(world, rows, columns)
     except (ArgumentError, DataError) as error:
         speech.complain(str(error))
         return speech.USAGE
@@ -106,10 +106,11 @@ class Prepared:
     samples: Any
     document: 'Document'
 
-    def check_memory(self, world: Communicator, rows: int, columns: int) -> None:
-        """Raise ArgumentError if the model does not fit into each machine. Collective."""
-        from mnx.recipes import memory
+    def check_place(self, world: Communicator, rows: int, columns: int) -> None:
+        """Raise ArgumentError unless there is room in memory and for snapshots. Collective."""
+        from mnx.recipes import memory, training
 
+        training.check_snapshot(self.recipe, self.document, world)
         with world.together('train'), self.document.explains():
             memory.check(self.recipe, self.layers, rows, columns, memory.available())
 

@@ -128,8 +128,8 @@ def find_images(
 def _from_folder(name: str, folder: Path) -> tuple[str | None, RawImages]:
     if name == 'digits':
         raise ArgumentError(
-            'load_images: the digits come with scikit-learn, expected no data_dir '
-            f'but got {folder}. Leave out data_dir, or the name.'
+            'load_images: the digits come with scikit-learn, expected no folder '
+            f'but got {str(folder)!r}. Leave out the folder, or the name.'
         )
     if not folder.is_dir():
         raise MissingDataError(

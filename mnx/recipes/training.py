@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -324,6 +327,23 @@ def check_output(path: str, comm: Communicator) -> None:
             except OSError as error:
                 text = f'--output {path}: cannot be written ({error.strerror}). Check its folder.'
                 raise ArgumentError(text) from None
+
+
+def check_snapshot(recipe: schema.Recipe, document: Document, comm: Communicator) -> None:
+    """Raise if no snapshot could be written: before the training, not behind it. Collective."""
+    if recipe.snapshot is None:
+        return
+    with comm.together('train'), document.explains():
+        if comm.rank == 0:
+            file = Path(recipe.snapshot.file)
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                if file.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+                tempfile.TemporaryFile(dir=file.parent).close()
+            except OSError as error:
+                text = f'{file}: cannot be written ({error.strerror}). Name another file'
+                raise EntryError(('snapshot', 'file'), text) from None
 
 
 def append_row(path: str, row: dict[str, Any], comm: Communicator) -> None:

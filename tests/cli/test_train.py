@@ -183,6 +183,14 @@ BROKEN = [
     ('activation: relu', 'activation: [relu]', 18, 'layers[0].activation'),
     ('name: digits', 'name: digits, shape: [1, 8, 9]', 7, 'data.shape'),
     ('optimizer: *momentum\n', '', 7, 'optimizer'),
+    ('seed: 0', 'seed: 0\nsnapshot: {file: .}', 11, 'snapshot.file: .: cannot be written'),
+    (
+        'seed: 0',
+        'seed: 0\nsnapshot: {file: setup.py/a/b}',
+        11,
+        'snapshot.file: setup.py/a/b: cannot',
+    ),
+    ('{name: digits}', f'{{name: digits, folder: {ROOT}}}', 7, 'data.folder'),
 ]
 
 
