@@ -252,4 +252,6 @@ def _own(name: str, what: str) -> str:
 
 
 def _words(wholes: set[str]) -> str:
-    return ' and '.join(sorted(whole or 'data that mnx did not scatter' for whole in wholes))
+    return ' and '.join(
+        sorted(whole or 'data that mnx did not scatter' for whole in wholes or {''})
+    )
