@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,12 @@ from mnx.training.checkpoints import archive
 from mnx.training.checkpoints.folder import part_name
 from mnx.training.checkpoints.manifest import Manifest
 from mnx.training.snapshot import State
+
+# What reading an archive raises that has changed since it was verified. RuntimeError: flags of
+# other kinds of archives.
+_OF_DAMAGED_BYTES = (
+    OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def _everything(key: str) -> bool:
@@ -50,5 +58,5 @@ class SavedSet:
             self._verified.add(name)
         try:
             return archive.read(self.path / name, wanted)
-        except (OSError, ValueError, KeyError) as error:
+        except _OF_DAMAGED_BYTES as error:
             raise DataError(f'{name} cannot be read ({error})') from None
