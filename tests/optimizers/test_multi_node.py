@@ -457,32 +457,6 @@ def test_hooks_with_other_numbers(comm: Communicator, hook: Callable[[float], ob
         optimizer.update(lambda: F.mean(model(np.ones((2, 3), 'f4')) ** 2))
 
 
-WRONG: dict[str, Callable[[Communicator], tuple[object, object]]] = {
-    'none': lambda comm: (None, comm),
-    'a link': lambda comm: (L.Linear(3, 2), comm),
-    'swapped': lambda comm: (comm, chainer.optimizers.SGD()),
-    'a class': lambda comm: (chainer.optimizers.SGD, comm),
-    'no communicator': lambda comm: (chainer.optimizers.SGD(), None),
-    'wrapped before': lambda comm: (
-        mnx.create_multi_node_optimizer(chainer.optimizers.SGD(), comm),
-        comm,
-    ),
-}
-
-
-@pytest.mark.parametrize('case', WRONG)
-def test_arguments_of_wrong_types(comm: Communicator, case: str) -> None:
-    with pytest.raises(TypeError, match=r'create_multi_node_optimizer: .* is wrong, expected'):
-        mnx.create_multi_node_optimizer(*WRONG[case](comm))
-
-
-@pytest.mark.needs_ranks(2)
-def test_a_wrong_optimizer_on_one_rank_is_an_error_on_all(comm: Communicator) -> None:
-    actual = None if comm.rank == 1 else chainer.optimizers.SGD()
-    with pytest.raises(TypeError, match=rf'got None \(rank 1 of {comm.size}\)'):
-        mnx.create_multi_node_optimizer(actual, comm)
-
-
 def test_a_late_parameter_can_be_initialised_anew(comm: Communicator) -> None:
     """As in plain Chainer, once it has been trained."""
     model = LazyNormalization()
