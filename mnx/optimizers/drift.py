@@ -11,6 +11,7 @@ Running statistics and other persistent values may differ and are left out.
 
 from __future__ import annotations
 
+import operator
 import os
 import zlib
 from collections import Counter
@@ -73,7 +74,7 @@ def period_of(value: int | None, environ: Mapping[str, str] = os.environ) -> int
     """Return the period that a user gave, or else that of `MNX_CHECK_EVERY`, or else 1000."""
     text = environ.get('MNX_CHECK_EVERY') or PERIOD if value is None else value
     try:
-        period = int(text)
+        period = int(text) if isinstance(text, str) else operator.index(text)
     except (TypeError, ValueError):
         period = -1
     if period < 0:

@@ -171,6 +171,8 @@ def test_period_of() -> None:
     for text in ('-1', 'often', '1.5'):
         with pytest.raises(ArgumentError, match=text):
             period_of(None, {'MNX_CHECK_EVERY': text})
+    with pytest.raises(ArgumentError, match=r'2\.5'):
+        period_of(2.5, {})  # type: ignore[arg-type]
 
 
 def test_most_updates_compare_nothing() -> None:
