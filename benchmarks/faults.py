@@ -36,12 +36,13 @@ from tests.launching import find_mpiexec, mpiexec  # noqa: E402
 RESULTS = HERE / 'results' / 'faults'
 PAGE = ROOT / 'docs' / 'faults.md'
 TIMEOUT = 2  # seconds, MNX_TIMEOUT of the jobs
+UNDER_RUN = ' under mnx run'
 HANGS = 60  # seconds after which a job does not end by itself
 
 INTRODUCTION = """\
 # What ends a job of which one rank fails
 
-One rank of a small training fails, in each of four ways, at each of six places. These are real
+One rank of a small training fails, in each of five ways, at each of six places. These are real
 jobs: `mpiexec` starts them, the processes and the signals are the system's. `make faults` runs
 them all and writes this page, by `benchmarks/faults.py`. n is the number of ranks.
 
@@ -56,7 +57,8 @@ ranks to become known, so that the report can tell which was first.
 
 **`SIGKILL`**, mostly the system's when memory is short: no process of mnx is left to speak, since
 the launcher ends the others within milliseconds. Open MPI's launcher names the rank. MPICH's names
-a host and a PID, which may be of a process that it has ended itself
+a host and a PID, which may be of a process that it has ended itself. [`mnx
+run`](guide/command_line.md#mnx-run) gives each rank a parent, which names it
 ([what to do](guide/troubleshooting.md#killed)).
 
 **`SIGSTOP`** stands for every rank that does not go on: a debugger, a file server that hangs,
@@ -83,6 +85,12 @@ class Case:
     @property
     def failing_rank(self) -> int:
         return 0 if self.place == 'checkpoint' else self.ranks - 1
+
+    @property
+    def command(self) -> list[object]:
+        script = HERE / 'faulty_training.py'
+        program = ['-m', 'mnx', 'run', script] if self.way.endswith(UNDER_RUN) else [script]
+        return [*program, self.place, self.way.removesuffix(UNDER_RUN)]
 
 
 @dataclass(frozen=True)
@@ -114,12 +122,12 @@ def observe(case: Case) -> tuple[Outcome, str]:
 
 
 def start(case: Case, folder: Path) -> tuple[int | None, str]:
-    options = ['--rank', case.failing_rank, '--out', folder]
+    program, *words = [*case.command, '--rank', case.failing_rank, '--out', folder]
     try:
         job = mpiexec(
             case.ranks,
-            HERE / 'faulty_training.py',
-            *(case.place, case.way, *options),
+            Path(str(program)),
+            *words,
             timeout=HANGS,
             env={'MNX_TIMEOUT': str(TIMEOUT)},
         )
@@ -233,7 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--ranks', default='2,4')
     parser.add_argument('--places', default=','.join(PLACES))
-    parser.add_argument('--ways', default=','.join(WAYS))
+    parser.add_argument('--ways', default=','.join([*WAYS, f'SIGKILL{UNDER_RUN}']))
     parser.add_argument('--show', action='store_true', help='print what the jobs print')
     parser.add_argument('--no-page', action='store_true', help='leave docs/faults.md as it is')
     options = parser.parse_args()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from mnx.cli import as_chainermn as old_name
-from mnx.cli import script, speech
+from mnx.cli import script, speech, watched
 from mnx.errors import ArgumentError
 
 
@@ -29,13 +29,14 @@ def add_to(app: Any, choose: Callable[[Callable[[], int]], None]) -> None:
 
 def execute(path: str, arguments: Sequence[str], *, as_chainermn: bool) -> int:
     """Run the script; its errors and its `sys.exit` pass."""
-    if as_chainermn:
-        old_name.install()
-        old_name.let_one_rank_deprecate()
     try:
         script.check(path)
     except ArgumentError as error:
         speech.complain(str(error))
         return speech.USAGE
+    watched.begin()
+    if as_chainermn:
+        old_name.install()
+        old_name.let_one_rank_deprecate()
     script.execute(path, arguments)
     return speech.OK

@@ -15,6 +15,8 @@ CASES = [
     ('collective', 'SIGKILL', None),
     ('checkpoint', 'SystemExit', 'rank'),
     ('checkpoint', 'SIGKILL', None),
+    ('start', 'SIGKILL under mnx run', 'rank'),
+    ('backward', 'SIGKILL under mnx run', 'rank'),
     ('start', 'SIGSTOP', 'who wait'),
 ]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,66 @@ def test_a_missing_script_is_told_once_with_status_2(tmp_path: Path):
 def test_a_script_on_a_terminal(tmp_path: Path):
     (tmp_path / 'tty.py').write_text('import sys\nprint("a terminal:", sys.stdout.isatty())\n')
     assert on_terminal(1, 'run', tmp_path / 'tty.py') == (0, 'a terminal: True\r\n')
+
+
+ENDED = """
+import os, signal, sys, mnx
+comm = mnx.create_communicator()
+if comm.rank == 1:
+    os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+comm.barrier()
+"""
+
+linux = pytest.mark.skipif(sys.platform != 'linux', reason='ranks are watched on Linux only')
+
+
+@linux
+@pytest.mark.parametrize('name', ['SIGKILL', 'SIGBUS'])
+def test_a_rank_that_a_signal_ends_is_named(tmp_path: Path, name: str):
+    (tmp_path / 'ended.py').write_text(ENDED)
+    job = mnx(3, 'run', tmp_path / 'ended.py', name, timeout=40)
+    assert job.returncode != 0
+    assert job.stdout.count(f'was ended by {name}') == 1
+    assert 'mnx: rank 1 of 3 (process ' in job.stdout
+
+
+ASKED = """
+import os, signal, sys, threading
+heard = threading.Event()
+signal.signal(getattr(signal, sys.argv[1]), lambda *_: heard.set())
+assert 'MNX_WATCHED_BY' not in os.environ
+os.kill(os.getppid(), getattr(signal, sys.argv[1]))
+print('heard' if heard.wait(20) else 'not heard')
+sys.exit(5)
+"""
+
+
+@linux
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT', 'SIGUSR1'])
+def test_signals_of_the_launcher_reach_the_rank(tmp_path: Path, name: str):
+    (tmp_path / 'asked.py').write_text(ASKED)
+    job = mnx(1, 'run', tmp_path / 'asked.py', name, timeout=40)
+    assert 'heard' in job.stdout.splitlines()
+    assert 'was ended' not in job.stdout
+    assert job.returncode == 5
+
+
+@linux
+def test_no_rank_outlives_the_process_that_the_launcher_knows(tmp_path: Path):
+    (tmp_path / 'orphan.py').write_text(
+        'import os, pathlib, signal, sys, time\n'
+        'pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))\n'
+        'os.kill(os.getppid(), signal.SIGKILL)\n'
+        'time.sleep(60)\n'
+    )
+    job = mnx(1, 'run', tmp_path / 'orphan.py', tmp_path / 'pid', timeout=40)
+    assert job.returncode != 0
+    place, end = Path('/proc', (tmp_path / 'pid').read_text()), time.monotonic() + 10
+    while place.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not place.exists()  # its own sleep is longer
+
+
+def test_without_a_launcher_nobody_watches(tmp_path: Path):
+    (tmp_path / 'parent.py').write_text('import os\nprint(os.getppid())\n')
+    assert alone('run', tmp_path / 'parent.py').stdout == f'{os.getpid()}\n'
