@@ -30,15 +30,35 @@ class EntryError(Exception):
         self.text = text
 
 
+INT, FLOAT = 'tag:yaml.org,2002:int', 'tag:yaml.org,2002:float'
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe one, to which 1e-3 is a number, as in YAML 1.2."""
+    """PyYAML's safe one, with the numbers of YAML 1.2 (section 10.3.2).
+
+    By those of YAML 1.1 012 is ten, 1:30 is ninety, and 1e-3 a word.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  (of the base class)
+        first: [(tag, form) for tag, form in known if tag not in (INT, FLOAT)]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_int(self, node: yaml.ScalarNode) -> int:
+        """Return a decimal, octal (0o17) or hexadecimal (0xf) number."""
+        text = str(self.construct_scalar(node))
+        return int(text, 0 if text[:2] in ('0o', '0x') else 10)
 
 
 _Loader.add_implicit_resolver(
-    'tag:yaml.org,2002:float',
-    re.compile(r'[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$'),
+    INT, re.compile(r'([-+]?\d+|0o[0-7]+|0x[0-9a-fA-F]+)$'), list('-+0123456789')
+)
+_Loader.add_implicit_resolver(
+    FLOAT,
+    re.compile(r'([-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$'),
     list('-+.0123456789'),
 )
+_Loader.add_constructor(INT, _Loader.construct_int)
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,32 @@ def test_values_are_plain() -> None:
     assert found == {'a': x, 'e': [x, {**x, 'd': 4}]}
 
 
-@pytest.mark.parametrize(
-    ('text', 'value'),
-    [('1e-3', 1e-3), ('-2.5E+3', -2500.0), ('1.e2', 100.0), ('.5e1', 5.0), ('1e', '1e')],
-)
-def test_numbers_with_exponents(text: str, value: object) -> None:
-    assert parse(f'a: {text}', 'f').value == {'a': value}
+NUMBERS = {
+    '1e-3': 1e-3,
+    '-2.5E+3': -2500.0,
+    '1.e2': 100.0,
+    '.5e1': 5.0,
+    '1e': '1e',
+    '012': 12,  # ten in YAML 1.1
+    '0o12': 10,
+    '0xfF': 255,
+    '-7': -7,
+    '+7': 7,
+    '1:30': '1:30',  # ninety in YAML 1.1
+    '1:30.5': '1:30.5',
+    '0b11': '0b11',
+    '1_000': '1_000',
+    '3.': 3.0,
+    '-.5': -0.5,
+    '.': '.',
+    '-.INF': -math.inf,
+}
+
+
+@pytest.mark.parametrize('text', NUMBERS)
+def test_numbers_are_those_of_yaml_1_2(text: str) -> None:
+    found, expected = parse(f'a: {text}', 'f').value['a'], NUMBERS[text]
+    assert (type(found), found) == (type(expected), expected)
 
 
 @pytest.mark.parametrize(
