@@ -92,10 +92,12 @@ def needs(*packages: str) -> None:
 def leave(code: int) -> None:
     """End this process with `code`, which is the same on all ranks; 0 just returns.
 
-    A rank that exits before MPI has started would make the except hook end the job and say so;
-    but here all ranks leave, and what there is to say has been said.
+    A rank that exits before MPI has started, or that a launcher of another MPI has started, would
+    make the except hook end the job and say so; but here all ranks leave, and what there is to say
+    has been said.
     """
-    if code and 'mpi4py.MPI' not in sys.modules and launch.detect(os.environ) is not None:
+    apart = code == UNFIT or 'mpi4py.MPI' not in sys.modules
+    if code and apart and launch.detect(os.environ) is not None:
         last_words.flush()
         os._exit(code)
     if code:

@@ -111,9 +111,10 @@ def foreign_library(launch: Launch | None, library: str) -> str | None:
 
     Some libraries end the process when they meet a foreign launcher (MPICH under Open MPI's
     mpiexec), too early for any exception. It is a notice, not an error, since an MPI can be built
-    to understand other launchers. The library's name may be asked before MPI is initialised.
+    to understand other launchers. One process of each host tells. The library's name may be asked
+    before MPI is initialised.
     """
-    if launch is None or launch.size == 1:
+    if launch is None or launch.size == 1 or launch.local_rank:
         return None
     family = 'Open MPI' if 'Open MPI' in library else 'MPICH'
     if launch.launcher not in _FOREIGN_LAUNCHERS[family]:

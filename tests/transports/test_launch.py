@@ -156,7 +156,8 @@ def test_long_library_description_is_cut() -> None:
     ],
 )
 def test_foreign_library(launcher: str, size: int, library: str, is_foreign: bool) -> None:
-    text = foreign_library(Launch(launcher, size, 0), library)
+    assert foreign_library(Launch(launcher, size, 1, local_rank=1), library) is None
+    text = foreign_library(Launch(launcher, size, 0, local_rank=0), library)
     assert (text is not None) == is_foreign
     assert text is None or library in text
 
