@@ -47,7 +47,8 @@ class Job:
 def run(folder: Path, program: str, n: int = 2, *, start: str = START, **env: str) -> Job:
     result = mpiexec(n, start + program, folder, timeout=60, env=env)
     end = time.time()
-    failed = [float(path.read_text()) for path in folder.glob('failed*')]
+    texts = [path.read_text() for path in folder.glob('failed*')]
+    failed = [float(text) for text in texts if text]  # a rank may be ended before it has written
     seconds = end - min(failed) if failed else 0.0
     print(f'ended {seconds:.2f} s after the failure, exit status {result.returncode}')
     print(result.stdout[-3000:])
