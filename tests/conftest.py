@@ -140,11 +140,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # they run by `pytest -m gpu` where there is a GPU; what they test also runs everywhere,
         # over tests/transports/nccl_on_host.py, but that is no proof that it works on a GPU
         if no_gpu and item.get_closest_marker('gpu') is not None:
-            item.add_marker(pytest.mark.skip(reason=f'needs a GPU for NCCL: {no_gpu}'))
+            item.add_marker(
+                pytest.mark.skip(reason=f'needs a GPU for NCCL (pytest -m gpu): {no_gpu}')
+            )
         marker = item.get_closest_marker('needs_ranks')
         # not left out of the suite: it also runs with 2, 3 and 4 ranks
         if marker is not None and _world.size < marker.args[0]:
-            item.add_marker(pytest.mark.skip(reason=f'needs {marker.args[0]} ranks'))
+            reason = f'needs {marker.args[0]} ranks: the suites on more ranks run it'
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def _check_same_tests(items: list[pytest.Item]) -> None:

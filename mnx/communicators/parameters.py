@@ -144,7 +144,7 @@ class ParameterTable:
             names, found = self._each_once(names, found)
         if not self._layout.describes(names, found, types):
             self._layout = Layout(names, found)
-        for i in [] if owners is grads else _repeating(found):
+        for i in [] if owners is grads else _not_to_be_written(found):
             found[i] = self._own_copy(names[i], found[i])
         return self._layout, found
 
@@ -190,12 +190,16 @@ def _owners(arrays: list[Array]) -> list[Array]:
     return list(map(_owner, arrays)) if views else arrays
 
 
-def _repeating(arrays: Sequence[Array]) -> list[int]:
-    """Return in which arrays one number in memory stands for many.
+def _not_to_be_written(arrays: Sequence[Array]) -> list[int]:
+    """Return which arrays are read-only, or have one number in memory for many.
 
-    Such as a gradient of `F.sum`: nothing can be written there.
+    Such as a gradient of `F.sum`, which is a view of a single number. CuPy has no read-only arrays.
     """
-    return [i for i, x in enumerate(arrays) if 0 in x.strides and x.size > 1]
+    return [
+        i
+        for i, x in enumerate(arrays)
+        if (0 in x.strides and x.size > 1) or not getattr(x.flags, 'writeable', True)
+    ]
 
 
 def _fill_missing(params: Sequence[chainer.Parameter]) -> None:

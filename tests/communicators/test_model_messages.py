@@ -251,3 +251,22 @@ def test_an_update_with_gradients_of_a_sum(comm: Communicator) -> None:
     np.testing.assert_allclose(model.q.array, np.full((2, 2), 0.5), rtol=1e-15)
     mean = (1.5 + (comm.size - 1) / 2) / 3
     np.testing.assert_allclose(model.p.array, np.full(3, 1 - mean / 2), rtol=1e-14)
+
+
+@pytest.mark.parametrize('shape', [(1,), (1, 1), (3,)])
+@pytest.mark.parametrize('where', ['on all ranks', 'on the last'])
+def test_a_gradient_that_is_read_only(
+    training_comm: Communicator, shape: tuple[int, ...], where: str
+) -> None:
+    """A sum's gradient is one also where it has a single element."""
+    comm = training_comm
+    model = link_of({'p': np.ones(shape), 'q': np.ones(40_000)})
+    if where == 'on all ranks' or comm.rank == comm.size - 1:
+        (F.sum(model.p) * (comm.rank + 1.0)).backward()
+        assert not model.p.grad.flags.writeable
+    else:
+        model.p.grad = np.full(shape, comm.rank + 1.0)
+    model.q.grad = np.full(40_000, comm.rank + 1.0)
+    comm.multi_node_mean_grad(model)
+    for param in model.params():
+        np.testing.assert_array_equal(param.grad, (comm.size + 1) / 2)
