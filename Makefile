@@ -54,6 +54,9 @@ export PRTE_MCA_rmaps_default_mapping_policy = :oversubscribe
 # $(call on,N,SCRIPT): a rank that reads the terminal could stop the others, so none can.
 on = $(MPIEXEC) -n $(1) $(VENV)/bin/python $(2) </dev/null
 
+# A hundred modules need not be compiled anew by each of some thousand processes.
+unexport PYTHONDONTWRITEBYTECODE
+
 # --- commands ----------------------------------------------------------------------------------
 
 .PHONY: help demo test test-long check bench results faults docs clean

@@ -1,7 +1,7 @@
 """What is wrong in Chainer 7.8.1 on today's Python, and the text that cures it.
 
-The table is in four parts: what stops ``import chainer``, what fails when it is used, what only
-nags, and bugs of the last release.
+The table is in five parts: what stops ``import chainer``, what fails when it is used, what only
+nags, what makes every start slow, and bugs of the last release.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ class Patch(NamedTuple):
     wrong: str
     """What is wrong, and since when."""
     fragments: tuple[Fragment, ...]
+
+
+def _late(old: str, name: str) -> Fragment:
+    """Load a module when it is used, not when Chainer is."""
+    return Fragment(old, f'from mnx.chainer_compat.late import {name}\n')
 
 
 IMPORT = (
@@ -89,8 +94,9 @@ USE = (
     Patch(
         'chainer.serializers.hdf5',
         'Text is read as bytes (h5py 3), and was never written: HDF5 has no type for arrays of '
-        'text. A Trainer with a LogReport keeps its log as text.',
+        'text. A Trainer with a LogReport keeps its log as text. And see SLOW.',
         (
+            _late('import h5py\n', 'h5py'),
             Fragment(
                 'arr = _cpu._to_cpu(value)',
                 'arr = (numpy.asarray(value, h5py.string_dtype()) if isinstance(value, str) '
@@ -106,8 +112,9 @@ USE = (
     Patch(
         'chainer.functions.math.sparse_matmul',
         'SciPy has no sparse matrices of float16 any more: compute in float32, as Chainer does on '
-        'a GPU.',
+        'a GPU. And see SLOW.',
         (
+            _late('from scipy import sparse\n', 'sparse'),
             Fragment(
                 '    _n = B.shape[-1]\n    if B.ndim == 2:\n        sp_A',
                 '    _n = B.shape[-1]; A_data = A_data.astype('
@@ -200,6 +207,24 @@ NAG = (
     ),
 )
 
+_SPECIAL = _late('from scipy import special\n', 'special')
+_SCIPY = (
+    'SciPy is loaded by every program, for what few use: 0.25 s of processor time in each process.'
+)
+
+SLOW = (
+    Patch('chainer.functions.math.erfcinv', _SCIPY, (_SPECIAL,)),
+    Patch('chainer.functions.math.erfcx', _SCIPY, (_SPECIAL,)),
+    Patch('chainer.functions.math.erfinv', _SCIPY, (_SPECIAL,)),
+    Patch('chainer.functions.math.ndtri', _SCIPY, (_SPECIAL,)),
+    Patch(
+        'chainer.distributions.multivariate_normal',
+        _SCIPY,
+        (_late('import scipy.linalg\n', 'scipy'),),
+    ),
+    Patch('chainer.datasets.svhn', _SCIPY, (_late('from scipy import io\n', 'io'),)),
+)
+
 BUG = (
     Patch(
         'chainer.functions.connection.deconvolution_2d',
@@ -216,4 +241,4 @@ BUG = (
     ),
 )
 
-PATCHES = IMPORT + USE + NAG + BUG
+PATCHES = IMPORT + USE + NAG + SLOW + BUG

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,6 +60,8 @@ def _fetch(name: str, stem: str, mirrors: Sequence[str]) -> bytes:
 
 
 def _get(url: str) -> bytes:
+    import urllib.request  # late: each start would pay for it
+
     with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
         data: bytes = answer.read(_LARGEST + 1)
         announced = answer.headers.get('Content-Length')

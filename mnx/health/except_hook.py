@@ -6,9 +6,9 @@
        the others           wait for that, and step in if it does not come
 
 Healthy ranks sit in a collective meanwhile and notice nothing. Before the first communicator
-there are no messages: then rank 0 goes first, and the others GRACE later. `MNX_EXCEPT_HOOK=0`
-turns this off. Not covered: threads other than the main one, signals, and processes that the user
-forks or spawns, which all behave as plain Python.
+there are no messages: then rank 0 goes first, and the others one by one from GRACE seconds on.
+`MNX_EXCEPT_HOOK=0` turns this off. Not covered: threads other than the main one, signals, and
+processes that the user forks or spawns, which all behave as plain Python.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _unless_first(
 def _go_in_turn(channel: EmergencyChannel, own: Failure) -> list[Failure]:
     """Return the own failure alone; if all ranks fail, rank 0 has ended the job before others."""
     if channel.rank > 0:
-        time.sleep(GRACE)
+        time.sleep(GRACE * (1 + channel.rank / channel.size))
     if own.is_silent_exit:  # all may leave so, as for a wrong option, and have said why
         return [replace(own, text=f'{own.error.strip()} at {own.place}')]
     return [own]

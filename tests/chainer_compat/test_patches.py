@@ -17,6 +17,7 @@ import pytest
 from packaging.version import Version
 
 from mnx.chainer_compat import PATCHES, Patch
+from mnx.chainer_compat.late import Late
 from mnx.chainer_compat.loading import apply
 
 Use = Callable[[ModuleType, Path], None]
@@ -199,6 +200,42 @@ def no_cudnn(module, folder):
         patch.setattr(module, '_cupy_major', 13)  # there it is good advice
         with pytest.warns(UserWarning, match='cuDNN is not enabled'):
             module.check_cuda_available()
+
+
+# --- what made every start slow ------------------------------------------------------------------
+
+
+def special(name: str, x: float, expected: float) -> None:
+    @case(f'chainer.functions.math.{name}', 'loaded at the start')
+    def use(module, folder):
+        pytest.importorskip('scipy')
+        assert isinstance(module.special, Late), 'loaded at the start'
+        y = getattr(module, name)(np.array([x]))
+        np.testing.assert_allclose(y.array, [expected], rtol=1e-12)
+
+
+special('erfcinv', 0.5, 0.4769362762044699)
+special('erfcx', 1.0, 0.427583576155807)
+special('erfinv', 0.5, 0.4769362762044699)
+special('ndtri', 0.975, 1.959963984540054)
+
+
+@case('chainer.distributions.multivariate_normal', 'loaded at the start')
+def multivariate_normal(module, folder):
+    pytest.importorskip('scipy')
+    assert isinstance(module.scipy, Late), 'loaded at the start'
+    scale = np.diag([1, 2]).astype(np.float32)
+    normal = module.MultivariateNormal(np.zeros(2, np.float32), scale_tril=scale)
+    density = normal.log_prob(np.array([1, 2], np.float32))
+    np.testing.assert_allclose(density.array, -np.log(2 * np.pi * 2) - 0.5 * (1 + 1), rtol=1e-6)
+
+
+@case('chainer.datasets.svhn', 'loaded at the start')
+def svhn(module, folder):
+    pytest.importorskip('scipy')
+    assert isinstance(module.io, Late), 'loaded at the start'
+    module.io.savemat(folder / 'train.mat', {'X': np.arange(3)})
+    np.testing.assert_array_equal(module.io.loadmat(folder / 'train.mat')['X'], [[0, 1, 2]])
 
 
 # --- a bug of 7.8.1 ------------------------------------------------------------------------------

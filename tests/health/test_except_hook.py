@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import subprocess
@@ -326,8 +327,9 @@ def test_all_ranks_fail_before_mpi_starts(failure: str, code: int, tmp_path: Pat
     assert_ended_in_time(job)
     assert job.code == code
     if _is_hydra():
-        assert job.output.count('failed, the whole job ends') == 1
-        assert 'rank 0 of 4 on ' in job.output
+        # Rank 0 alone, unless it starts so late that another's turn comes before.
+        assert 1 <= job.output.count('failed, the whole job ends') < 4
+        assert re.search(r'rank \d of 4 on .* failed, the whole job ends', job.output)
 
 
 def test_programs_that_a_rank_runs_do_not_end_the_job(tmp_path: Path) -> None:
