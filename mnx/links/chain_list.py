@@ -6,7 +6,7 @@ import operator
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, cast
 
 import chainer
 
@@ -239,7 +239,8 @@ class MultiNodeChainList(chainer.ChainList):
     def _ranks(self, name: str, ranks: Ranks) -> tuple[int, ...] | None:
         if ranks is None:
             return None
-        given: list[Any] = list(ranks) if isinstance(ranks, Iterable) else [ranks]
+        alone = not isinstance(ranks, Iterable) or getattr(ranks, 'ndim', 1) == 0
+        given: list[Any] = [ranks] if alone else list(cast('Iterable[Any]', ranks))
         if not given:
             raise ArgumentError(
                 f'{_CALL}.add_link: {name} is empty, expected a rank, some ranks, or None. '

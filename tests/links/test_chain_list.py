@@ -250,13 +250,24 @@ class TestWrongRoutesRaiseOnEveryRank:
             model() if comm.rank else comm.barrier()
 
 
+@pytest.mark.parametrize(
+    'kind', [int, np.int64, np.array, np.atleast_1d], ids=lambda kind: kind.__name__
+)
+def test_ranks_of_any_integer_kind(comm: Communicator, kind: Any) -> None:
+    model = MultiNodeChainList(comm)
+    model.add_link(L.Linear(2, 3, nobias=True), rank_out=kind(comm.rank))
+    model.add_link(chainer.Sequential(F.identity), rank_in=kind(comm.rank))
+    x = np.full((1, 2), comm.rank, np.float32)
+    np.testing.assert_array_equal(model(x).array, x @ model[0].W.array.T)
+
+
 def test_misuse(comm: Communicator) -> None:
     model = MultiNodeChainList(comm)
     for name in ('rank_in', 'rank_out'):
         for wrong in (comm.size, -1, [0, comm.size]):
             with pytest.raises(ValueError, match=f'add_link: {name} is not a rank'):
                 model.add_link(L.Linear(1), **{name: wrong})
-        for wrong in ('0', 0.0, [[0]], [None]):
+        for wrong in ('0', 0.0, np.array(0.0), [[0]], [None]):
             with pytest.raises(DtypeError, match=f'{name} is not made of ranks'):
                 model.add_link(L.Linear(1), **{name: wrong})
         with pytest.raises(ArgumentError, match=f'{name} is empty'):
