@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import mnx
@@ -24,6 +25,15 @@ from mnx.transports.devices import visible
 from mnx.transports.mpi import MpiTransport
 
 LIMIT_S = float(os.environ.get('MNX_TEST_LIMIT_S', '120'))
+
+# The ranks draw alike, and a busy machine may take its time.
+hypothesis.settings.register_profile(
+    'mnx',
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile('mnx')
 
 _world = mnx.create_communicator('naive')
 _verdicts = mnx.create_communicator('naive')  # apart from the messages of the tests themselves
