@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mnx.errors import MissingPackageError
-from mnx.health import last_words
+from mnx.health import except_hook, last_words
 from mnx.transports import launch
 
 OK = 0
@@ -92,13 +92,14 @@ def needs(*packages: str) -> None:
 def leave(code: int) -> None:
     """End this process with `code`, which is the same on all ranks; 0 just returns.
 
-    A rank that exits before MPI has started, or that a launcher of another MPI has started, would
-    make the except hook end the job and say so; but here all ranks leave, and what there is to say
-    has been said.
+    The except hook would end the job and say so, unless it learns in time that all ranks leave; but
+    that is known here, and what there is to say has been said. Before MPI has started, and where a
+    launcher of another MPI has started the ranks, the process ends at once.
     """
     apart = code == UNFIT or 'mpi4py.MPI' not in sys.modules
     if code and apart and launch.detect(os.environ) is not None:
         last_words.flush()
         os._exit(code)
     if code:
+        except_hook.all_exit()
         sys.exit(code)

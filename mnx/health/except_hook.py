@@ -32,8 +32,10 @@ from mnx.transports.launch import detect
 
 GRACE = 0.4  # seconds for other failures to become known
 PATIENCE = 0.5  # more seconds for the first failing rank to end the job
+SPEAKING, ENDING = 5.0, 2.0  # seconds that a report and an abort may take; a busy machine is slow
 
 _installed_in: int | None = None
+_all_exit = False
 
 
 def install(environ: Mapping[str, str] = os.environ) -> None:
@@ -51,6 +53,12 @@ def install(environ: Mapping[str, str] = os.environ) -> None:
         _buffer_by_line()
 
 
+def all_exit() -> None:
+    """Leave the coming `sys.exit` to Python: every rank calls it, and has nothing to say."""
+    global _all_exit
+    _all_exit = True
+
+
 def _buffer_by_line() -> None:
     """Print line by line: what waits in a healthy rank's buffer would be lost by an abort."""
     if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.write_through:
@@ -59,7 +67,7 @@ def _buffer_by_line() -> None:
 
 def _failed(error: BaseException) -> None:
     """Handle an uncaught error; returning leaves the rest to Python."""
-    if os.getpid() != _installed_in or not uncaught.has_failed(error):
+    if os.getpid() != _installed_in or _all_exit or not uncaught.has_failed(error):
         return
     if not emergency.is_usable():
         return
@@ -71,9 +79,7 @@ def _failed(error: BaseException) -> None:
 def _end_job(channel: EmergencyChannel, error: BaseException) -> None:
     own = _describe(channel, error)
     last_words.flush()
-    # A C thread that needs neither Python nor MPI: if either hangs, the process still ends.
-    with contextlib.suppress(Exception):
-        faulthandler.dump_traceback_later(GRACE + PATIENCE + 1.0, exit=True)
+    _end_after(GRACE + PATIENCE + 1.0)
     try:
         failures = (_compare_notes if channel.carries_notices else _go_in_turn)(channel, own)
     except Exception:  # MPI may be what failed: the own traceback must come out
@@ -81,8 +87,16 @@ def _end_job(channel: EmergencyChannel, error: BaseException) -> None:
     if all_leave_silently(failures, channel.size):
         faulthandler.cancel_dump_traceback_later()
         return
+    _end_after(SPEAKING)
     last_words.say(report(failures, channel.size))
+    _end_after(ENDING)
     last_words.abort(channel, first_of(failures).code)
+
+
+def _end_after(seconds: float) -> None:
+    """Let a C thread end the process, which needs neither Python nor MPI: either may hang."""
+    with contextlib.suppress(Exception):
+        faulthandler.dump_traceback_later(seconds, exit=True)
 
 
 def _describe(channel: EmergencyChannel, error: BaseException) -> Failure:

@@ -44,7 +44,7 @@ def flush() -> None:
             stream.flush()
 
 
-def _wait_until_read(stream: TextIO, longest: float = 0.5) -> None:
+def _wait_until_read(stream: TextIO, longest: float = 2.0) -> None:
     """Wait until the launcher has taken the report out of the pipe: an abort empties it."""
     with contextlib.suppress(Exception):
         import fcntl

@@ -126,7 +126,7 @@ class LauncherOnly(_Mute):
         """End the job: ask the launcher, or else die in a way that MPICH's takes for a crash."""
         try:
             os.write(self._pmi, b'cmd=abort exitcode=%d\n' % code)
-            time.sleep(0.5)
+            time.sleep(1)
         finally:
             os.kill(os.getpid(), signal.SIGKILL)
 
