@@ -34,6 +34,19 @@ alone = pytest.mark.skipif(
 # A job started from a rank of another job must not take itself for a part of that one.
 _OF_LAUNCHERS = ('PMI_', 'PMIX_', 'OMPI_', 'PRTE_', 'HYDI_', 'HYDRA_', 'MPI_LOCAL', 'MPIEXEC_')
 
+# The first lines of a program whose MNX_TIMEOUT is for what comes later: on a busy machine ranks
+# start seconds apart.
+START_AT_ANY_TIME = """
+from mnx.health import start_limit
+start_limit._is_over = True
+"""
+
+# The first lines of a program of which all ranks fail, and are to know it of one another.
+WAIT_FOR_ALL_FAILURES = """
+from mnx.health import except_hook
+except_hook.GRACE = 1000
+"""
+
 _SETTINGS = {
     'OMP_NUM_THREADS': '1',
     'OPENBLAS_NUM_THREADS': '1',
@@ -66,7 +79,7 @@ def mpiexec(
     n: int,
     script: str | Path,
     *args: object,
-    timeout: float = 60,
+    timeout: float = 100,
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run `script` (a file, or its text) with this Python on `n` ranks; return when it ended.

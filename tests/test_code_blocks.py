@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.launching import ROOT, alone, mpiexec, starts_jobs
+from tests.launching import ROOT, START_AT_ANY_TIME, alone, mpiexec, starts_jobs
 
 pytestmark = alone
 
@@ -90,7 +90,7 @@ def test_the_lines_on_the_first_page() -> None:
 
 # --- blocks that end in an error or never ---------------------------------------------------------
 
-PRELUDE = """
+PRELUDE = f"""{START_AT_ANY_TIME}
 import time
 import chainer.functions as F
 import chainer.links as L
@@ -130,7 +130,8 @@ def test_a_failing_block_fails_as_the_page_says(page: str, number: int) -> None:
     assert start in block.text
     assert message in (ROOT / page).read_text()
     prelude = PRELUDE if CREATE in block.text else PRELUDE + CREATE
-    job = mpiexec(4, prelude + block.text, env={'MNX_TIMEOUT': '2'})
+    timeout = '2' if 'sleep' in start else '600'
+    job = mpiexec(4, prelude + block.text, env={'MNX_TIMEOUT': timeout})
     assert job.returncode != 0
     assert message in job.stdout
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.launching import mpiexec, starts_jobs
+from tests.launching import START_AT_ANY_TIME, mpiexec, starts_jobs
 
 pytestmark = starts_jobs
 
@@ -25,7 +25,7 @@ else:
     comm.allreduce(np.ones(3, 'f4'))
     print('went on')
 """
-    job = mpiexec(3, START + program, timeout=30)
+    job = mpiexec(3, START + program)
     assert job.returncode != 0
     assert 'went on' not in job.stdout
     assert '> rank 1  #1  finalize' in job.stdout
@@ -53,7 +53,7 @@ kept = comm.split(0, 0)
 if comm.rank != 1 and part is not None:
     part.allreduce(np.ones(3))
 """
-    job = mpiexec(3, START + program, timeout=60)
+    job = mpiexec(3, START + program)
     assert job.returncode != 0
     assert 'the end of its program' in job.stdout
     assert 'allreduce sum float64 (3,)  at ' in job.stdout
@@ -73,7 +73,7 @@ if comm.rank != 1:
             caught += 'the end of its program' in str(error)
     print('caught', caught)
 """
-    job = mpiexec(3, START + program, timeout=60)
+    job = mpiexec(3, START + program)
     assert job.stdout.split('\n')[:2] == ['caught 4'] * 2, job.stdout
     assert job.returncode == 0
 
@@ -98,16 +98,16 @@ if comm.rank != 1:
 )
 @pytest.mark.parametrize('check', ['0', '1'])
 def test_an_end_that_is_no_error(program: str, check: str) -> None:
-    job = mpiexec(2, START + program, timeout=30, env={'MNX_CHECK': check})
+    job = mpiexec(2, START + program, env={'MNX_CHECK': check})
     assert (job.returncode, job.stdout) == (0, '')
 
 
 def test_ranks_that_have_ended_may_wait_long_for_the_last() -> None:
     """What one rank does at the end, such as plots, is no reason to end the job."""
     program = 'import time; time.sleep(4 * (comm.rank == 0))'
-    job = mpiexec(2, START + program, timeout=30, env={'MNX_TIMEOUT': '1'})
+    job = mpiexec(2, START_AT_ANY_TIME + START + program, env={'MNX_TIMEOUT': '1'})
     assert (job.returncode, job.stdout) == (0, '')
 
 
 def test_an_exit_status_stays() -> None:
-    assert mpiexec(2, START + 'sys.exit(7)', timeout=30).returncode == 7
+    assert mpiexec(2, START + 'sys.exit(7)').returncode == 7

@@ -37,7 +37,7 @@ def test_a_channel_that_does_not_end_the_job(abort: str) -> None:
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert result.returncode == (5 if 'exit' in abort else 3)

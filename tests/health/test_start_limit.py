@@ -27,20 +27,31 @@ MISSING = {
 @pytest.mark.parametrize('missing', MISSING.values(), ids=MISSING)
 @starts_jobs
 def test_the_others_say_that_they_wait(missing: str) -> None:
-    program = f'{START}\nif rank == 1:\n    {missing}\nmnx.create_communicator()'
+    program = f"""{START}
+open(f'{{sys.argv[0]}}.{{rank}}', 'w').close()
+while not all(os.path.exists(f'{{sys.argv[0]}}.{{other}}') for other in range(3)):
+    time.sleep(0.01)  # a busy machine starts them far apart
+if rank == 1:
+    {missing}
+mnx.create_communicator()
+"""
     job = mpiexec(3, program, env={'MNX_TIMEOUT': '2'})
     assert job.returncode != 0
     said = set(re.findall(r'rank (\d) of 3 on \S+, which waits', job.stdout))
     assert said == {'0', '2'}
-    assert 'script.py", line 10' in job.stdout
+    line = program.splitlines().index('mnx.create_communicator()') + 1
+    assert f'script.py", line {line} in' in job.stdout
 
 
 @starts_jobs
 def test_a_late_rank_is_waited_for() -> None:
     program = f"""{START}
 start_limit.GRACE = watchdog.GRACE = 1000  # a busy machine keeps ranks waiting later, too
-if rank == 1:
-    time.sleep(1.5)
+said = sys.argv[0] + '.said'
+if rank == 0:
+    os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY), 2)
+while rank == 1 and not (os.path.exists(said) and 'rank 0 of 2 on ' in open(said).read()):
+    time.sleep(0.01)
 mnx.create_communicator().barrier()
 assert not any(signal.getitimer(signal.ITIMER_REAL))
 os.write(1, b'went on\\n')
@@ -48,7 +59,6 @@ os.write(1, b'went on\\n')
     job = mpiexec(2, program, env={'MNX_TIMEOUT': '0.5'})
     assert job.returncode == 0, job.stdout
     assert job.stdout.count('went on') == 2
-    assert 'rank 0 of 2 on ' in job.stdout
 
 
 NO_LIMIT = {'turned_off': '0', 'the_program_has_an_alarm': '0.2'}

@@ -94,7 +94,7 @@ def noticed(program: str, way: list[str], folder: Path) -> list[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     return [line for line in result.stdout.splitlines() if 'NOTICED' in line]

@@ -9,11 +9,11 @@ import pytest
 
 from mnx.errors import ArgumentError
 from mnx.health.watchdog import TIMEOUT, timeout_of
-from tests.launching import mpiexec, starts_jobs
+from tests.launching import START_AT_ANY_TIME, WAIT_FOR_ALL_FAILURES, mpiexec, starts_jobs
 
 pytestmark = starts_jobs
 
-START = """
+START = f"""{START_AT_ANY_TIME}
 import os, signal, sys, threading, time
 import numpy as np
 import mnx
@@ -123,7 +123,7 @@ comm.barrier()
     assert re.search(rf' waits \d+ allreduce .*:{line_of(program, "allreduce")}$', table['1'])
 
 
-HALVES = """
+HALVES = f"""{START_AT_ANY_TIME}
 import os, signal, sys, threading, time
 import numpy as np
 from mpi4py import MPI
@@ -248,7 +248,8 @@ with multiprocessing.get_context('fork').Pool(2) as pool:
 assert the_watchdog() is not None
 comm.barrier()
 os.write(1, b'went on\\n')
-"""
+""",
+        timeout=600,
     )
     assert result.returncode == 0
     assert result.stdout.count('went on') == 2
@@ -280,7 +281,7 @@ os.environ['MNX_TIMEOUT'] = {values}[detect(os.environ).rank]
 """
 
 
-@pytest.mark.parametrize(('values', 'runs'), [(['0', '1'], 'False'), (['1', '0'], 'True')])
+@pytest.mark.parametrize(('values', 'runs'), [(['0', '600'], 'False'), (['600', '0'], 'True')])
 def test_rank_0_decides(values: list[str], runs: str) -> None:
     program = RANK_0.format(values=values) + START + 'print(the_watchdog() is not None)'
     result = run(program, start='')
@@ -289,7 +290,7 @@ def test_rank_0_decides(values: list[str], runs: str) -> None:
 
 
 def test_bad_value_on_one_rank() -> None:
-    program = RANK_0.format(values=['1', 'soon']) + START
+    program = RANK_0.format(values=['600', 'soon']) + WAIT_FOR_ALL_FAILURES + START
     result = run(program, start='')
     assert result.returncode != 0
     assert "0 for no watchdog, but got 'soon'" in result.stdout
@@ -317,7 +318,7 @@ mnx.create_communicator('naive')
 @pytest.mark.parametrize('create', NONE.values(), ids=NONE)
 def test_no_watchdog(create: str) -> None:
     program = f'import mnx, os, threading\n{create}\nprint(threading.active_count())'
-    result = run(program, n=3, start='')
+    result = run(program, n=3, start='', timeout=600)
     assert result.returncode == 0
     assert result.stdout.split() == ['1'] * 3
 
