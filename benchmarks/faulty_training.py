@@ -137,9 +137,16 @@ class CheckpointWatch:
             self.fault.from_a_thread(self.has_begun)
 
     def has_begun(self) -> None:
-        # what is written bears a name of its own until it is complete
-        while not any(file.stat().st_size for file in self.fault.out.glob('.*checkpoint*')):
+        while not any(map(is_begun, self.fault.out.glob('.*checkpoint*'))):
             pass
+
+
+def is_begun(file: Path) -> bool:
+    """Tell whether something is written; a file bears a name of its own until it is complete."""
+    try:
+        return file.stat().st_size > 0
+    except FileNotFoundError:  # it was complete
+        return False
 
 
 def checkpoint(comm: Any) -> Any:
@@ -161,6 +168,12 @@ def train(fault: Fault, out: Path) -> None:
     trainer.run()
 
 
+def wait_for_all(out: Path, size: int) -> None:
+    """Wait until all ranks are here: they start far apart, but are to wait for the one together."""
+    while len(list(out.glob('pid.*'))) < size:
+        time.sleep(0.01)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('place', choices=PLACES)
@@ -172,6 +185,8 @@ def main() -> None:
     rank = 0 if launched is None else launched.rank
     (options.out / f'pid.{rank}').write_text(str(os.getpid()))
     fault = Fault(options, rank)
+    if (options.place, options.way) == ('start', 'SIGSTOP'):
+        wait_for_all(options.out, 1 if launched is None else launched.size)
     fault.at('start')
     train(fault, options.out)
 
