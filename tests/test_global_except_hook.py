@@ -17,7 +17,7 @@ comm.allreduce_obj(1)
 
 @starts_jobs
 def test_a_script_that_asks_for_it_ends_with_one_report(tmp_path: Path) -> None:
-    job = mpiexec(2, PROGRAM, tmp_path, timeout=60)
+    job = mpiexec(2, PROGRAM, tmp_path)
     assert job.returncode != 0
     assert job.stdout.count("KeyError: 'on one rank only'") == 1
 

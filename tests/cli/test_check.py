@@ -15,7 +15,7 @@ pytestmark = [starts_jobs, needs_extra]
 
 @pytest.mark.parametrize('n', [2, 4])
 def test_a_sound_installation(n: int):
-    job = mnx(n, 'check', '--json', timeout=60)
+    job = mnx(n, 'check', '--json')
     assert job.returncode == 0, job.stdout
     found = {finding['subject']: finding for finding in json.loads(job.stdout)}
     assert str(n) in found['launcher']['text']

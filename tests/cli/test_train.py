@@ -97,7 +97,7 @@ def test_a_snapshot_of_two_processes_goes_on_in_one(tmp_path: Path):
 @needs_extra
 def test_a_wrong_file_is_told_once_by_line_and_key_with_status_2(tmp_path: Path):
     path = quick(tmp_path, **{'units: 101': 'unitz: 101'})
-    job = mnx(3, 'train', '--datapar', path, timeout=60)
+    job = mnx(3, 'train', '--datapar', path)
     assert job.returncode == 2, job.stdout
     (line,) = said_by_mnx(job.stdout)
     assert line.startswith(f'mnx: {path}:18: layers[0].unitz: unknown key')
@@ -106,7 +106,7 @@ def test_a_wrong_file_is_told_once_by_line_and_key_with_status_2(tmp_path: Path)
 @starts_jobs
 @needs_extra
 def test_several_processes_without_a_flag_are_told_once_with_status_2():
-    job = mnx(2, 'train', MLP, timeout=60)
+    job = mnx(2, 'train', MLP)
     assert job.returncode == 2, job.stdout
     (line,) = said_by_mnx(job.stdout)
     assert '2 processes were started, expected 1' in line

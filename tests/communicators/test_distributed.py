@@ -121,7 +121,7 @@ def test_without_a_launcher() -> None:
         env={k: v for k, v in clean_environment().items() if k != 'MNX_COMMUNICATOR'},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=True,
         cwd=os.getcwd(),
     )

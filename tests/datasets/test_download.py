@@ -104,9 +104,11 @@ def test_a_damaged_file_never_appears(mirror, tmp_path, data, message):
 
 def test_a_silent_mirror_is_given_up(mirror, tmp_path, monkeypatch):
     monkeypatch.setattr(download_module, 'TIMEOUT_S', 0.2)
-    monkeypatch.setattr(Handler, 'do_GET', lambda self: threading.Event().wait(1))
+    given_up = threading.Event()
+    monkeypatch.setattr(Handler, 'do_GET', lambda self: given_up.wait(60))
     with pytest.raises(MissingDataError, match='timed out'):
         download_images('mnist', tmp_path / 'data', [mirror.url])
+    given_up.set()
 
 
 def test_a_connection_cut_in_the_middle(mirror, tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ class Job:
         self.log.flush()
         return Path(self.log.name).read_text()
 
-    def words_after(self, word: str, timeout: float = 60) -> list[str]:
+    def words_after(self, word: str, timeout: float = 100) -> list[str]:
         """Wait for the line that begins with a word; return its other words."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
@@ -75,7 +75,7 @@ class Job:
         for pid in [source.choice(pids)] if ranks == 'one' else pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=100)
         return self.process.returncode != 0
 
 
@@ -83,7 +83,7 @@ def finish(n_ranks: int, out: Path) -> str:
     """Let a training come to its end; return what it says of its result."""
     with Job(n_ranks, out) as job:
         result = ' '.join(job.words_after('FINISHED'))
-        assert job.process.wait(timeout=60) == 0
+        assert job.process.wait(timeout=100) == 0
         return result
 
 
