@@ -37,7 +37,7 @@ RESULTS = HERE / 'results' / 'faults'
 PAGE = ROOT / 'docs' / 'faults.md'
 TIMEOUT = 2  # seconds, MNX_TIMEOUT of the jobs in which a rank is stopped
 UNDER_RUN = ' under mnx run'
-HANGS = 60  # seconds after which a job does not end by itself
+HANGS = 120  # seconds after which a job does not end by itself
 
 INTRODUCTION = """\
 # What ends a job of which one rank fails

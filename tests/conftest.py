@@ -24,7 +24,7 @@ from mnx.communicators import Communicator
 from mnx.transports.devices import visible
 from mnx.transports.mpi import MpiTransport
 
-LIMIT_S = float(os.environ.get('MNX_TEST_LIMIT_S', '120'))
+LIMIT_S = float(os.environ.get('MNX_TEST_LIMIT_S', '300'))
 
 # The ranks draw alike, and a busy machine may take its time.
 hypothesis.settings.register_profile(

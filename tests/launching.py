@@ -79,7 +79,7 @@ def mpiexec(
     n: int,
     script: str | Path,
     *args: object,
-    timeout: float = 100,
+    timeout: float = 200,
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run `script` (a file, or its text) with this Python on `n` ranks; return when it ended.

@@ -286,4 +286,4 @@ assert 'mpi4py' not in sys.modules
 
 
 def test_packages_are_there_after_a_plain_import_without_mpi():
-    subprocess.run([sys.executable, '-c', PLAIN_IMPORT], check=True, timeout=100)
+    subprocess.run([sys.executable, '-c', PLAIN_IMPORT], check=True, timeout=200)

@@ -57,7 +57,7 @@ def python_blocks(document: Path) -> list[str]:
 def output_of(script: str) -> str:
     """Run a script on two ranks; return what it wrote, without colours and cursor moves."""
     Path('script.py').write_text(script)
-    job = mpiexec(2, Path('script.py').resolve(), timeout=100)
+    job = mpiexec(2, Path('script.py').resolve())
     assert job.returncode == 0, job.stdout
     return re.sub(r'\x1b\[[0-9;]*[A-Za-z]', '', job.stdout)
 

@@ -35,7 +35,7 @@ def run(script, *options, **environment):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=300,
         check=False,
     )
 
@@ -56,7 +56,7 @@ def left_over():
 
 
 @pytest.mark.slow
-@pytest.mark.limit(150)
+@pytest.mark.limit(400)
 def test_two_nodes_and_what_they_send(needs_cluster, tmp_path):
     before, file = left_over(), tmp_path / 'rows.json'
     options = ('--shapes', '2x2', '--links', '1gbit', '--communicators', 'two_dimensional,naive')
@@ -74,7 +74,7 @@ def test_two_nodes_and_what_they_send(needs_cluster, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.limit(150)
+@pytest.mark.limit(400)
 def test_a_failure_takes_the_cluster_down(needs_cluster):
     before = left_over()
     job = exchange('--shapes', '2x1', '--links', '1gbit', '--communicators', 'no_such')

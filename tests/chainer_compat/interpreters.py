@@ -22,7 +22,7 @@ def run(
         text=True,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
     if done.returncode:

@@ -114,7 +114,7 @@ def test_workers(method, tmp_path):
         '    link = chainer.links.Linear(2, 3, initialW=1)\n'
         '    process = context.Process(target=work, args=(link, out))\n'
         '    process.start()\n'
-        '    assert out.get(timeout=60) == (False, 6.0)\n'
+        '    assert out.get(timeout=100) == (False, 6.0)\n'
         '    process.join()\n'
         '    assert process.exitcode == 0\n'
     )

@@ -23,7 +23,7 @@ needs_extra = pytest.mark.skipif(
 
 
 def mnx(
-    n: int, *args: object, timeout: float = 100, env: Mapping[str, str] | None = None
+    n: int, *args: object, timeout: float = 200, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run ``mpiexec -n N python -m mnx ...``; its output holds standard error, too."""
     return mpiexec(n, Path('-m'), 'mnx', *args, timeout=timeout, env=env)
@@ -40,7 +40,7 @@ def alone(
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
 

@@ -60,7 +60,7 @@ def test_the_first_example_learns_the_digits():
 
 @starts_jobs
 @needs_extra
-@pytest.mark.limit(300)
+@pytest.mark.limit(600)
 def test_all_ways_end_with_one_row_and_the_same_numbers(tmp_path: Path):
     path, rows = quick(tmp_path), tmp_path / 'rows'
     ways = {

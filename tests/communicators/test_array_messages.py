@@ -262,7 +262,7 @@ def test_bad_input_is_an_error_on_every_rank(comm: Communicator, case: str) -> N
 
 
 @pytest.mark.needs_ranks(2)
-@pytest.mark.limit(30)
+@pytest.mark.limit(120)
 @pytest.mark.parametrize(
     'case', [c for c in BAD if not {'root', 'scatter', 'send'} & set(c.split())]
 )
@@ -294,7 +294,7 @@ DISAGREE: dict[str, Callable[[Communicator, bool], object]] = {
 
 
 @pytest.mark.needs_ranks(2)
-@pytest.mark.limit(30)
+@pytest.mark.limit(120)
 @pytest.mark.parametrize('case', DISAGREE)
 def test_ranks_that_disagree_all_hear_who(comm: Communicator, case: str) -> None:
     odd = comm.size - 1

@@ -205,7 +205,7 @@ def _fail_inside(comm: Communicator, odd: bool) -> None:
 
 
 @pytest.mark.needs_ranks(2)
-@pytest.mark.limit(30)
+@pytest.mark.limit(120)
 @pytest.mark.parametrize('catches', ['the first', 'the odd', 'all', 'none'])
 @pytest.mark.parametrize('how', FAILING)
 def test_an_error_that_some_catch_inside_a_block(
@@ -231,7 +231,7 @@ def test_an_error_that_some_catch_inside_a_block(
 
 
 @pytest.mark.needs_ranks(2)
-@pytest.mark.limit(30)
+@pytest.mark.limit(120)
 @pytest.mark.parametrize('depth', [1, 2, 3])
 def test_ranks_that_fail_at_different_depths(comm: Communicator, depth: int) -> None:
     """All catch what reaches them outside of all blocks, and go on together."""

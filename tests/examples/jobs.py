@@ -20,7 +20,7 @@ QUICK = ('--dataset', 'digits', '--unit', 40, '--batchsize', 30)
 def run(n: int, script: str, *flags: object) -> Done:
     """Run a script of examples/ on `n` processes."""
     pytest.importorskip('sklearn')
-    return mpiexec(n, ROOT / 'examples' / script, *flags, timeout=200)
+    return mpiexec(n, ROOT / 'examples' / script, *flags)
 
 
 def accuracy_of(done: Done) -> float:

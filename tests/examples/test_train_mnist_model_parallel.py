@@ -20,7 +20,7 @@ def only_once(comm):
 
 
 @EVERY
-@pytest.mark.limit(300)
+@pytest.mark.limit(600)
 def test_the_losses_are_those_of_data_parallel_training(tmp_path, script, n, n_like):
     """With as many copies of the model, from the same weights, on the same batches."""
     flags = (*QUICK, '-e', 3, '--seed', 5)
@@ -38,7 +38,7 @@ def test_the_losses_are_those_of_data_parallel_training(tmp_path, script, n, n_l
 
 
 @pytest.mark.slow
-@pytest.mark.limit(300)
+@pytest.mark.limit(600)
 @pytest.mark.parametrize(('script', 'n'), [(TWO_PARTS, 2), (PAIRS, 4)])
 def test_they_reach_96_percent_on_the_digits(tmp_path, script, n):
     done = run(n, script, '--dataset', 'digits', '-u', 200, '-b', 50, '-e', 10, '-o', tmp_path)
@@ -46,7 +46,7 @@ def test_they_reach_96_percent_on_the_digits(tmp_path, script, n):
 
 
 @pytest.mark.slow
-@pytest.mark.limit(300)
+@pytest.mark.limit(600)
 @pytest.mark.parametrize('script', [PAIRS, SPLIT_WEIGHTS])
 def test_interrupted_and_resumed_they_end_with_the_same_numbers(tmp_path, script):
     whole, part = tmp_path / 'whole', tmp_path / 'part'

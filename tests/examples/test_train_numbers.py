@@ -18,7 +18,7 @@ def only_once(comm):
 
 
 @pytest.mark.slow
-@pytest.mark.limit(250)
+@pytest.mark.limit(600)
 def test_it_learns_to_read_numbers_it_has_not_seen():
     done = run(2, SCRIPT, '-e', 5)
     assert done.returncode == 0, done.stdout

@@ -31,7 +31,7 @@ def the_watchdog():
 def run(
     program: str, n: int = 2, *, start: str = START, timeout: object = 2, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    result = mpiexec(n, start + program, timeout=100, env={'MNX_TIMEOUT': str(timeout), **env})
+    result = mpiexec(n, start + program, env={'MNX_TIMEOUT': str(timeout), **env})
     print(f'exit status {result.returncode}')
     print(result.stdout[-3000:])
     return result

@@ -195,7 +195,7 @@ def same_error(comm: Communicator, model: MultiNodeChainList) -> str:
 
 
 @two_ranks
-@pytest.mark.limit(30)
+@pytest.mark.limit(120)
 class TestWrongRoutesRaiseOnEveryRank:
     def test_a_wrong_rank_in(self, comm: Communicator) -> None:
         """For which there is a third rank, or oneself."""
@@ -387,7 +387,7 @@ def test_one_inside_another(comm: Communicator) -> None:
 
 
 @two_ranks
-@pytest.mark.limit(30)
+@pytest.mark.limit(120)
 def test_the_inner_one_does_not_wait_for_all_ranks(comm: Communicator) -> None:
     """They come to it one after another."""
     model, inner = MultiNodeChainList(comm), MultiNodeChainList(comm)
@@ -402,7 +402,7 @@ def test_the_inner_one_does_not_wait_for_all_ranks(comm: Communicator) -> None:
 
 
 @two_ranks
-@pytest.mark.limit(30)
+@pytest.mark.limit(120)
 @pytest.mark.parametrize('goes_out', [False, True])
 def test_one_inside_a_chain_of_another_does_not_wait_for_all_ranks(
     comm: Communicator, goes_out: bool

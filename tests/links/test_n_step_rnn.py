@@ -168,7 +168,7 @@ class Embedding(chainer.Chain):
 
 
 @two_ranks
-@pytest.mark.limit(60)
+@pytest.mark.limit(120)
 @pytest.mark.parametrize('wrapping', [[], [0], [1], [0, 1]], ids=str)
 def test_as_a_component(comm: Communicator, wrapping: list[int]) -> None:
     """Its messages are drawn and compared with the others where it is the link itself."""
@@ -191,7 +191,7 @@ def test_as_a_component(comm: Communicator, wrapping: list[int]) -> None:
 
 
 @two_ranks
-@pytest.mark.limit(30)
+@pytest.mark.limit(120)
 def test_a_missing_partner_of_a_component(comm: Communicator) -> None:
     model = MultiNodeChainList(comm)
     if comm.rank == 0:

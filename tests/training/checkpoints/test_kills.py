@@ -125,7 +125,7 @@ def campaign(folder: Path, n_ranks: int, n_kills: int) -> None:
     print(f'{n_kills} kills, {n_unfinished} while a set was written or removed')
 
 
-@pytest.mark.limit(300)
+@pytest.mark.limit(600)
 def test_killed_at_random_moments(tmp_path):
     campaign(tmp_path, n_ranks=2, n_kills=4)
 
@@ -139,8 +139,8 @@ def test_killed_100_times(tmp_path, n_ranks):
 
 
 @pytest.mark.parametrize('stride', [5, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.long])])
-@pytest.mark.limit(300)
+@pytest.mark.limit(600)
 def test_killed_before_a_step_on_the_disk(tmp_path, stride):
-    done = mpiexec(1, HERE / 'every_step.py', tmp_path, stride, timeout=280)
+    done = mpiexec(1, HERE / 'every_step.py', tmp_path, stride, timeout=500)
     assert done.returncode == 0, done.stdout
     assert int(done.stdout.rpartition('KILLS ')[2]) >= 30 // stride
