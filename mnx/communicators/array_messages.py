@@ -107,8 +107,8 @@ class ArrayMessages(Endpoint):
         with self._meet('allreduce') as meeting:
             x, rule = _reducible(x, op, 'allreduce')
             meeting.bring(op, *_kind(x))
-            _bring_nans(meeting, x, rule)
-        if meeting.cargo[0] > 0 and _may_have_nans(rule):
+            _bring_nans(meeting, [x], [rule])
+        if _has_nans(meeting, rule):
             return self._finished(self._extreme_or_nan(x, rule), op, rule)
         total = empty_at(place_of(x), x.shape, rule.wire)
         self._arrays.all_reduce(flat(x.astype(rule.wire, copy=False)), rule.op, flat(total))
@@ -120,11 +120,13 @@ class ArrayMessages(Endpoint):
         MPI returns now one, now the other, and not the same to all ranks.
         """
         xp = module_of(x)
-        is_nan, numbers = xp.isnan(x).astype(np.uint8), x.astype(rule.wire)
-        numbers[is_nan != 0] = -np.inf if rule.op == 'max' else np.inf
-        self._arrays.all_reduce(flat(is_nan), 'max')
-        self._arrays.all_reduce(flat(numbers), rule.op)
-        numbers[is_nan != 0] = np.nan
+        numbers = x.astype(rule.wire)
+        values = flat(numbers)  # a number of no dimension gives no array to `isnan`
+        is_nan = xp.isnan(values).astype(np.uint8)
+        values[is_nan != 0] = -np.inf if rule.op == 'max' else np.inf
+        self._arrays.all_reduce(is_nan, 'max')
+        self._arrays.all_reduce(values, rule.op)
+        values[is_nan != 0] = np.nan
         return numbers
 
     def start_allreduce(self, x: Array, op: str = 'sum') -> PendingArray:
@@ -146,8 +148,8 @@ class ArrayMessages(Endpoint):
         with self._meet('start_allreduce') as meeting:
             x, rule = _reducible(x, op, 'start_allreduce')
             meeting.bring(op, *_kind(x))
-            _bring_nans(meeting, x, rule)
-        if meeting.cargo[0] > 0 and _may_have_nans(rule):
+            _bring_nans(meeting, [x], [rule])
+        if _has_nans(meeting, rule):
             return PendingArray(
                 Done(), functools.partial(self._finished, self._extreme_or_nan(x, rule), op, rule)
             )
@@ -173,9 +175,17 @@ class ArrayMessages(Endpoint):
             root = self._rank('reduce', 'root', root)
             x, rule = _reducible(x, op, 'reduce')
             meeting.bring(op, f'root={root}', *_kind(x))
+            _bring_nans(meeting, [x], [rule])
+        total = self._total(x, rule, root, _has_nans(meeting, rule))
+        return self._finished(total, op, rule) if self.rank == root else None
+
+    def _total(self, x: Array, rule: Reduction, root: int, has_nans: bool) -> Array:
+        """Return the reduction on the root, and anything elsewhere. Collective."""
+        if has_nans:
+            return self._extreme_or_nan(x, rule)
         total = x.astype(rule.wire, copy=self.rank == root)
         self._arrays.reduce(flat(total), root, rule.op)
-        return self._finished(total, op, rule) if self.rank == root else None
+        return total
 
     def reduce_scatter(self, xs: Array | Iterable[Array], op: str = 'sum') -> Array:
         """Reduce the r-th arrays of all ranks onto rank r.
@@ -198,15 +208,16 @@ class ArrayMessages(Endpoint):
             xs = self._row(xs, 'reduce_scatter')
             rules = [reduction(x.dtype, op) for x in xs]
             meeting.bring(op, *(_named(x.dtype, x.shape) for x in xs), *_where(xs[0]))
+            _bring_nans(meeting, xs, rules)
         mine = empty_at(place_of(xs[0]), xs[self.rank].shape, rules[self.rank].wire)
-        if len({(rule.wire, rule.op) for rule in rules}) == 1:
+        has_nans = any(_has_nans(meeting, rule) for rule in rules)
+        if not has_nans and len({(rule.wire, rule.op) for rule in rules}) == 1:
             sent = _joined(whole, xs).astype(rules[0].wire, copy=False)
             counts = [x.size for x in xs]
             self._arrays.reduce_scatter(sent, flat(mine), counts, rules[0].op)
         else:
             for root, (x, rule) in enumerate(zip(xs, rules, strict=True)):
-                total = x.astype(rule.wire, copy=self.rank == root)
-                self._arrays.reduce(flat(total), root, rule.op)
+                total = self._total(x, rule, root, _has_nans(meeting, rule))
                 mine = total if root == self.rank else mine
         return self._finished(mine, op, rules[self.rank])
 
@@ -389,10 +400,16 @@ def _may_have_nans(rule: Reduction) -> bool:
     return rule.op in ('max', 'min') and rule.wire.kind == 'f'
 
 
-def _bring_nans(meeting: Meeting, x: Array, rule: Reduction) -> None:
+def _bring_nans(meeting: Meeting, xs: Sequence[Array], rules: Sequence[Reduction]) -> None:
     """Let all ranks know whether any has a NaN where the largest or smallest is looked for."""
-    if _may_have_nans(rule):
-        meeting.carry(np.full(CARGO, bool(module_of(x).isnan(x).any()), np.int64))
+    looked_at = [x for x, rule in zip(xs, rules, strict=True) if _may_have_nans(rule)]
+    if looked_at:
+        found = any(bool(module_of(x).isnan(x).any()) for x in looked_at)
+        meeting.carry(np.full(CARGO, found, np.int64))
+
+
+def _has_nans(meeting: Meeting, rule: Reduction) -> bool:
+    return _may_have_nans(rule) and bool(meeting.cargo[0] > 0)
 
 
 def _kind(x: Array) -> tuple[str, ...]:

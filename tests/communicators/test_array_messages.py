@@ -318,6 +318,41 @@ def test_a_nan_is_a_nan_on_every_rank(any_comm: Communicator, op: str, dtype: An
     for x in (comm.allreduce(xs[comm.rank], op), comm.start_allreduce(xs[comm.rank], op).wait()):
         assert x.dtype == dtype
         np.testing.assert_array_equal(x.astype('f8'), expected.astype('f8'))
+    for root in range(comm.size):
+        y = comm.reduce(xs[comm.rank], op, root)
+        assert (y is None) == (comm.rank != root)
+        if y is not None:
+            np.testing.assert_array_equal(y.astype('f8'), expected.astype('f8'))
+
+
+@pytest.mark.parametrize('who', ['first', 'last'])
+@pytest.mark.parametrize('op', ['max', 'min'])
+def test_a_number_that_is_nan(any_comm: Communicator, op: str, who: str) -> None:
+    comm = any_comm
+    odd = 0 if who == 'first' else comm.size - 1
+    x = np.array(np.nan if comm.rank == odd else comm.rank, 'f4')
+    for found in (comm.allreduce(x, op), comm.start_allreduce(x, op).wait()):
+        assert found.shape == ()
+        assert np.isnan(found)
+    assert np.isnan(comm.allreduce(x[()], op))
+
+
+@pytest.mark.parametrize('who', ['first', 'last'])
+@pytest.mark.parametrize('dtypes', [['f4'], ['f8', 'i4'], ['i4', 'f2']], ids=str)
+@pytest.mark.parametrize('op', ['max', 'min'])
+def test_a_nan_scattered(any_comm: Communicator, op: str, dtypes: list[str], who: str) -> None:
+    comm, n = any_comm, any_comm.size
+
+    def rows(source: int) -> list[np.ndarray]:
+        made = [np.array([source + r, -source, 5], dtypes[r % len(dtypes)]) for r in range(n)]
+        for row in made:
+            if row.dtype.kind == 'f' and source == (0 if who == 'first' else n - 1):
+                row[1] = np.nan
+        return made
+
+    extreme = np.maximum if op == 'max' else np.minimum
+    expected = functools.reduce(extreme, [rows(source)[comm.rank] for source in range(n)])
+    same(comm.reduce_scatter(rows(comm.rank), op), expected)
 
 
 def test_a_masked_array_cannot_travel(comm: Communicator) -> None:
