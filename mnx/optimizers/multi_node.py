@@ -138,6 +138,7 @@ class MultiNodeOptimizer:
             self._backward(lossfun, args, kwds)
             if weight is None:
                 weight, source = self._weigh(args, kwds)
+        self._note_loss_scale(given=lossfun is None)
         self._once = [param for param in self._once if not free_if_used(param)]
         self._step(weight, source + self._facts())
 
@@ -258,6 +259,18 @@ class MultiNodeOptimizer:
                     'computed. Initialise or load the model before setup(), or on all ranks '
                     'alike, or call update(lossfun, ...).'
                 )
+
+    def _note_loss_scale(self, given: bool) -> None:
+        """Let parameters that this rank has not used know the scale of the others' gradients.
+
+        Chainer notes it where backward comes by. Gradients that were given say it themselves.
+        """
+        params = list(self.target.params(include_uninit=False))
+        used = [param for param in params if param.grad is not None]
+        scale = used[0]._loss_scale if given and used else self.actual_optimizer._loss_scale
+        for param in params:
+            if not given or param.grad is None:
+                param._loss_scale = scale
 
     def _check_set_up(self) -> None:
         if self.target is None:

@@ -316,6 +316,51 @@ def test_overflow_under_loss_scaling_is_one_decision(comm: Communicator) -> None
         equal_on_all_ranks(comm, model)
 
 
+@pytest.mark.parametrize('given', [False, True], ids=['lossfun', 'given'])
+@pytest.mark.parametrize('buffered', [False, True], ids=['plain', 'double_buffering'])
+def test_loss_scaling_of_what_one_rank_uses(
+    comm: Communicator, given: bool, buffered: bool
+) -> None:
+    """Rank `step % size` uses the head, by a scale that is another one at every step."""
+    models = [headed(), headed()]
+    optimizers = [chainer.optimizers.SGD(0.1).setup(model) for model in models]
+    optimizers[0] = mnx.create_multi_node_optimizer(optimizers[0], comm, buffered)
+    for step in range(4):
+        for optimizer in optimizers:
+            optimizer.loss_scaling(scale=2.0 ** (step + 1))
+        losses = [loss_of_head(models[1], r, r == step % comm.size) for r in range(comm.size)]
+        update(optimizers[1], lambda parts=losses: sum(parts) / comm.size, given=True)
+        used = comm.rank == step % comm.size
+        update(optimizers[0], lambda u=used: loss_of_head(models[0], comm.rank, u), given=given)
+        if buffered:
+            optimizers[0].flush()
+        for one, other in zip(models[0].params(), models[1].params(), strict=True):
+            np.testing.assert_allclose(one.array, other.array, rtol=1e-12, atol=1e-15)
+        equal_on_all_ranks(comm, models[0])
+
+
+def headed() -> chainer.Chain:
+    body, head = (L.Linear(6, 3, initialW=np.ones((3, 6))) for _ in range(2))
+    for link in (body, head):
+        link.b.array = np.zeros(3)
+    return chainer.Chain(body=body, head=head)
+
+
+def loss_of_head(model: chainer.Chain, rank: int, uses_head: bool) -> chainer.Variable:
+    x, t = sample(rank)
+    x = x.astype('f8')
+    return F.softmax_cross_entropy(model.body(x) + (model.head(x) if uses_head else 0), t)
+
+
+def update(optimizer: chainer.Optimizer, loss: Callable[[], chainer.Variable], given: bool) -> None:
+    if not given:
+        optimizer.update(loss)
+        return
+    optimizer.target.cleargrads()
+    loss().backward(loss_scale=optimizer._loss_scale)
+    optimizer.update()
+
+
 def test_hyperparameters_that_differ_are_an_error(comm: Communicator) -> None:
     model = L.Linear(6, 3)
     optimizer = wrap(comm, model)
