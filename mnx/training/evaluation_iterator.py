@@ -37,6 +37,8 @@ class EvaluationIterator:
     ----------
     n_served : int
         Number of examples served since the object was made, by its copies too.
+    n_owned : int
+        Number of examples of the data set that no other rank owns; 0 if it does not tell.
     """
 
     def __init__(self, actual: Any) -> None:
@@ -45,6 +47,8 @@ class EvaluationIterator:
         dataset: Any = getattr(actual, 'dataset', None)
         self._is_empty = hasattr(dataset, '__len__') and len(dataset) == 0
         self._mask = owned_mask(dataset)
+        length = len(dataset) if hasattr(dataset, '__len__') else 0
+        self.n_owned = length if self._mask is None else int(self._mask.sum())
         self._order = self._order_of_this_epoch()
         self._position = 0
 

@@ -41,7 +41,8 @@ def create_multi_node_evaluator(
     ----------
     actual_evaluator : chainer.training.extensions.Evaluator
         Any evaluator. If it has an ``evaluate`` of its own, that is called as it is on each rank,
-        and its means are weighted by the number of samples its main iterator has served.
+        and its means are weighted by the number of samples its main iterator has served (if none,
+        because it reads the data set itself, by the length of that).
         It is not changed. With ``progress_bar=True``, rank 0 draws the bar of its own samples.
     communicator : CommunicatorBase
 
@@ -90,11 +91,18 @@ def _wrapped_before(evaluator: MultiNodeEvaluator, comm: CommunicatorBase) -> Mu
 class MultiNodeEvaluator(Evaluator):
     """What `create_multi_node_evaluator` returns.
 
+    Reads and writes of any other attribute (``eval_hook``, ``device``, those of your own class) go
+    to the actual evaluator.
+
     Attributes
     ----------
     actual_evaluator : chainer.training.extensions.Evaluator
     communicator : CommunicatorBase
     """
+
+    _OWN = frozenset(
+        {'actual_evaluator', 'communicator', 'trigger', 'priority', 'default_name', 'name'}
+    )
 
     def __init__(self, actual_evaluator: Evaluator, communicator: CommunicatorBase) -> None:
         self.actual_evaluator = actual_evaluator
@@ -179,6 +187,17 @@ class MultiNodeEvaluator(Evaluator):
         """Save or load the actual evaluator's state."""
         self.actual_evaluator.serialize(serializer)
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('__') or name in self._OWN:
+            raise AttributeError(name)
+        return getattr(self.actual_evaluator, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._OWN:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.actual_evaluator, name, value)
+
 
 def _is_chainers_own(evaluator: Evaluator) -> bool:
     cls = type(evaluator)
@@ -186,9 +205,9 @@ def _is_chainers_own(evaluator: Evaluator) -> bool:
 
 
 def _n_samples(iterators: dict[str, EvaluationIterator]) -> int:
-    if 'main' in iterators:
-        return iterators['main'].n_served
-    return sum(iterator.n_served for iterator in iterators.values())
+    """Return how many samples were read, or how many there are if the data were read otherwise."""
+    main = [iterators['main']] if 'main' in iterators else list(iterators.values())
+    return sum(it.n_served for it in main) or sum(it.n_owned for it in main)
 
 
 @contextmanager

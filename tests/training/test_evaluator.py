@@ -303,3 +303,42 @@ def test_twice_over_other_ranks(comm):
     once = create_multi_node_evaluator(Evaluator(serial(np.zeros(3, 'f4')), Mean()), comm)
     with comm.split(0, comm.rank) as other, pytest.raises(ArgumentError, match='actual_evaluator'):
         create_multi_node_evaluator(once, other)
+
+
+class ReadsTheDataSet(Evaluator):
+    def evaluate(self):
+        values = self.get_iterator('main').dataset[:]
+        return {'mean': np.mean(values)} if len(values) else {'mean': np.nan}
+
+
+@pytest.mark.parametrize('equal', [True, False])
+def test_an_evaluator_that_reads_the_data_set_itself(comm, equal):
+    part = scattered(comm, 5 * comm.size, force_equal_length=equal)
+    evaluator = create_multi_node_evaluator(ReadsTheDataSet(serial(part), Mean()), comm)
+    assert evaluator() == {'mean': pytest.approx((5 * comm.size - 1) / 2, rel=1e-12)}
+    mine = np.arange(3.0 * (comm.rank == 0))  # nothing on the others
+    evaluator = create_multi_node_evaluator(ReadsTheDataSet(serial(mine), Mean()), comm)
+    assert evaluator() == {'mean': 1.0}
+
+
+class WithThreshold(OwnEvaluate):
+    threshold = 1
+
+    def evaluate(self):
+        return {'own': float(self.threshold)}
+
+
+def test_attributes_are_those_of_the_actual_evaluator(comm):
+    model, called = Mean(), []
+    evaluator = create_multi_node_evaluator(Evaluator(serial(scattered(comm, 5)), model), comm)
+    assert evaluator.eval_func is None
+    evaluator.eval_hook = called.append
+    evaluator.trigger = 2, 'epoch'
+    evaluator()
+    assert called == [evaluator.actual_evaluator]
+    assert evaluator.trigger == (2, 'epoch')
+    own = create_multi_node_evaluator(WithThreshold(serial(scattered(comm, 5)), model), comm)
+    assert own.threshold == 1
+    own.threshold = 3
+    assert own() == {'own': 3.0}
+    assert not hasattr(own, 'no_such_thing')
