@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def capture(trainer: Any) -> State:
     """Return what has to be saved: the class of each optimizer, less what mnx wraps it in."""
     return {
-        f'mnx/optimizer:{name}': np.asarray(type(_actual(optimizer)).__name__)
+        f'mnx/optimizer:{name}': np.asarray(type(actual(optimizer)).__name__)
         for name, optimizer in optimizers_of(trainer).items()
     }
 
@@ -30,5 +30,6 @@ def optimizers_of(trainer: Any) -> dict[str, Any]:
     return dict(getattr(trainer.updater, '_optimizers', {}))
 
 
-def _actual(optimizer: Any) -> Any:
+def actual(optimizer: Any) -> Any:
+    """Return the optimizer that mnx has wrapped, or itself."""
     return getattr(optimizer, 'actual_optimizer', optimizer)
