@@ -17,7 +17,7 @@ from mnx.arrays import Array
 from mnx.communicators import narrow
 from mnx.communicators.endpoint import Endpoint
 from mnx.communicators.parameters import Layout, ParameterTable
-from mnx.errors import ArgumentError
+from mnx.errors import ArgumentError, DtypeError
 from mnx.health.meeting import Meeting
 from mnx.packing import Packer, divide, multiply
 from mnx.transports.base import Pending
@@ -122,6 +122,12 @@ class ModelMessages(Endpoint):
             wire = self._config.allreduce_grad_dtype
             meeting.bring(fact, f'weighted={weight is not None}', f'allreduce_grad_dtype={wire}')
             _bring_layout(meeting, layout)
+            if layout.whole_numbers:
+                raise DtypeError(
+                    f'{call}: gradients are averaged, expected floating-point or complex numbers '
+                    f'but got integers or bools for {", ".join(layout.whole_numbers)}. '
+                    'Leave them out (param.grad = None), or use allreduce.'
+                )
             if weight is not None and not 0 <= weight < float('inf'):
                 raise ArgumentError(
                     f'{call}: a weight is finite and not negative, but got {weight}.'

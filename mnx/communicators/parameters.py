@@ -42,6 +42,8 @@ class Layout:
         Equal on ranks with equal layouts.
     nbytes : int
         Of all arrays together.
+    whole_numbers : list of str
+        Names of those that are integers or bools, which have no mean of their dtype.
     """
 
     def __init__(self, names: Sequence[str], arrays: Sequence[Array]) -> None:
@@ -53,6 +55,7 @@ class Layout:
         described = [(n, s, d.str) for n, (s, d) in zip(self.names, self.kinds, strict=True)]
         self.digest = zlib.crc32(f'{self.place}{described}'.encode())
         self.nbytes = sum(x.nbytes for x in arrays)
+        self.whole_numbers = [n for n, (_, d) in zip(names, self.kinds, strict=True) if is_whole(d)]
         self._plans: dict[tuple[np.dtype[Any] | None, float, bool], list[Bucket]] = {}
 
     def describes(self, names: Sequence[str], arrays: Sequence[Array], types: set[type]) -> bool:
@@ -179,6 +182,11 @@ class ParameterTable:
         return [attributes[name]._grad for attributes, name in self._places]
 
 
+def is_whole(dtype: np.dtype[Any]) -> bool:
+    """Tell whether arrays of `dtype` hold integers or bools."""
+    return dtype.kind in 'biu'
+
+
 def _owner(x: Array) -> Array:
     """Return the array whose memory `x` is in."""
     return x if x.base is None else x.base
@@ -204,5 +212,5 @@ def _not_to_be_written(arrays: Sequence[Array]) -> list[int]:
 
 def _fill_missing(params: Sequence[chainer.Parameter]) -> None:
     for param in params:
-        if param.array is not None and param.grad is None:
+        if param.array is not None and param.grad is None and not is_whole(param.dtype):
             param.grad = param.xp.zeros_like(param.array)

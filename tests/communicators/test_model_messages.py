@@ -12,7 +12,7 @@ import pytest
 
 import mnx
 from mnx.communicators import Communicator
-from mnx.errors import ArgumentError, MismatchError
+from mnx.errors import ArgumentError, DtypeError, MismatchError
 
 
 def link_of(arrays: dict[str, np.ndarray]) -> chainer.Link:
@@ -81,6 +81,23 @@ def test_bad_weights(comm: Communicator, weight: float) -> None:
     with pytest.raises(ArgumentError, match='weight'):
         comm.multi_node_mean_grad(model, weight=weight)
     comm.barrier()
+
+
+@pytest.mark.parametrize('dtype', ['i4', 'bool'])
+@pytest.mark.parametrize('weighted', [False, True])
+def test_whole_numbers_have_no_mean(
+    training_comm: Communicator, dtype: str, weighted: bool
+) -> None:
+    """One rank would stop at its share, and the others would be in the sum already."""
+    comm = training_comm
+    model = link_of({'p': np.zeros(3), 'table': np.zeros(3, dtype)})
+    model.p.grad, model.table.grad = np.ones(3), np.ones(3, dtype)
+    for mean in (comm.multi_node_mean_grad, comm.start_mean_grad):
+        with pytest.raises(DtypeError, match='integers or bools for /table'):
+            mean(model, weight=comm.rank + 1.0 if weighted else None)
+    model.table.grad = None
+    comm.multi_node_mean_grad(model, zero_fill=True)
+    assert model.table.grad is None
 
 
 @pytest.mark.parametrize('wire', ['float16', 'float32', 'float64'])
