@@ -75,8 +75,9 @@ def create_communicator(
     mpi_comm : mpi4py.MPI.Comm, optional
         The ranks to join; default: all of the job. It is duplicated, never used for messages.
     allreduce_grad_dtype : dtype, optional
-        Exchange gradients in this floating-point dtype; default: their own. One of 16 bits is
-        for the wire between nodes: inside a node nothing is gained, so nothing is rounded.
+        Exchange gradients in this floating-point dtype (complex ones in the complex dtype of that
+        precision); default: their own. One of 16 bits is for the wire between nodes: inside a
+        node nothing is gained, so nothing is rounded.
     batched_copy : bool
         On GPUs, pack all gradients by one kernel.
 

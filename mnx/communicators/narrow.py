@@ -34,9 +34,11 @@ def all_reduce(
 ) -> None:
     """Replace the flat float32 (or wider) `total` by its sum over the ranks, sent as `wire`.
 
-    Collective. `finish` changes the sum in place before it is rounded, so that a mean of large
-    numbers does not overflow.
+    Collective. Complex numbers travel as two real ones. `finish` changes the sum in place before
+    it is rounded, so that a mean of large numbers does not overflow.
     """
+    if total.dtype.kind == 'c':
+        total = total.view(total.real.dtype)
     rank, size = transport.rank, transport.size
     shares = [share(total.size, r, size) for r in range(size)]
     sent = total.astype(wire)

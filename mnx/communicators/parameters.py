@@ -81,10 +81,9 @@ class Layout:
         """
         key = grad_dtype, pack_below, as_it_is
         if key not in self._plans:
-            wires = [
-                grad_dtype if as_it_is and grad_dtype else reduction(grad_dtype or d, 'sum').wire
-                for _, d in self.kinds
-            ]
+            sent = [exchanged(d, grad_dtype) for _, d in self.kinds]
+            kept = grad_dtype if as_it_is else None
+            wires = [d if d is kept else reduction(d, 'sum').wire for d in sent]
             self._plans[key] = plan([shape for shape, _ in self.kinds], wires, pack_below)
         return self._plans[key]
 
@@ -180,6 +179,17 @@ class ParameterTable:
     def _gradients(self) -> list[Array | None]:
         # not .grad: its checks take longer than all of the rest, and ChainerX is no concern here
         return [attributes[name]._grad for attributes, name in self._places]
+
+
+def exchanged(dtype: np.dtype[Any], grad_dtype: np.dtype[Any] | None) -> np.dtype[Any]:
+    """Return the dtype in which gradients travel; complex ones stay complex.
+
+    >>> exchanged(np.dtype('f8'), np.dtype('f2')), exchanged(np.dtype('c16'), np.dtype('f2'))
+    (dtype('float16'), dtype('complex64'))
+    """
+    if grad_dtype is None or dtype.kind != 'c':
+        return grad_dtype or dtype
+    return np.result_type(np.complex64, grad_dtype if grad_dtype.kind == 'f' else np.float32)
 
 
 def is_whole(dtype: np.dtype[Any]) -> bool:

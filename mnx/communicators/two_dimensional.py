@@ -167,13 +167,15 @@ class TwoDimensionalCommunicator(Communicator):
             )
 
     @functools.cached_property
-    def _plans(self) -> WeakKeyDictionary[Layout, list[tuple[Bucket, Plan]]]:
+    def _plans(self) -> WeakKeyDictionary[Layout, dict[Any, list[tuple[Bucket, Plan]]]]:
         return WeakKeyDictionary()
 
     def _window_plans(self, layout: Layout, window: NodeWindow) -> list[tuple[Bucket, Plan]]:
         """Return, for each dtype that is summed, its arrays and how they are cut."""
-        if layout not in self._plans:
+        dtype = self._config.allreduce_grad_dtype  # `set_config` may have changed it
+        known = self._plans.setdefault(layout, {})
+        if dtype not in known:
             # without packing by size, the buckets of a sum are one for each dtype
-            buckets = layout.sum_plan(self._config.allreduce_grad_dtype, float('inf'))
-            self._plans[layout] = [(b, window.plan(b.shapes, b.wire)) for b in buckets]
-        return self._plans[layout]
+            buckets = layout.sum_plan(dtype, float('inf'))
+            known[dtype] = [(b, window.plan(b.shapes, b.wire)) for b in buckets]
+        return known[dtype]

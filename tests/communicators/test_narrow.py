@@ -67,3 +67,37 @@ def test_large_gradients_do_not_overflow(comm: Communicator, nodes: list[int]) -
         model.p.grad = np.full(20_000, 60_000.0, 'f4')
         wired.multi_node_mean_grad(model)
         np.testing.assert_array_equal(model.p.grad, np.float32(np.float16(60_000)))
+
+
+@pytest.mark.parametrize('wire', ['float16', 'float32', 'float64', ml_dtypes.bfloat16], ids=str)
+@pytest.mark.parametrize('nodes', [[4], [2, 2], [1, 3]], ids=str)
+@pytest.mark.parametrize('length', [3, 70_001])
+@pytest.mark.parametrize('name', ['naive', 'flat', 'two_dimensional'])
+def test_complex_gradients_stay_complex(
+    comm: Communicator, name: str, length: int, nodes: list[int], wire: Any
+) -> None:
+    with create_on_nodes(name, nodes, allreduce_grad_dtype=np.dtype(wire)) as wired:
+        everyone = parts(comm.size, length) + 1j * parts(comm.size, length)[:, ::-1]
+        model = link_of({'p': np.zeros(length, 'c16'), 'q': np.zeros(length, 'f4')})
+        model.p.grad = everyone[comm.rank].astype('c16')
+        model.q.grad = everyone[comm.rank].real.astype('f4')
+        pending = wired.start_mean_grad(model)
+        wired.multi_node_mean_grad(model)
+        exact, largest = everyone.mean(axis=0), np.abs(everyone).max()
+        step = {2: 2.0**-7, 4: 2.0**-22, 8: 1e-7}[np.dtype(wire).itemsize]
+        for found in (pending.wait(), {'/p': model.p.grad, '/q': model.q.grad}):
+            np.testing.assert_allclose(found['/p'], exact, atol=2 * step * largest)
+            np.testing.assert_allclose(found['/q'], exact.real, atol=2 * step * largest)
+            assert found['/p'].dtype == np.complex128
+
+
+def test_a_dtype_that_is_set_later(comm: Communicator) -> None:
+    """Also where the way of a model's gradients is known already."""
+    with create_on_nodes('shared_memory', [4]) as wired:
+        model = link_of({'p': np.zeros(70_001)})
+        exact = (comm.size + 1) / 2 + 1 / 3
+        for wire, error in ((None, 0), ('float32', 1e-8), ('float64', 0)):
+            wired.set_config('allreduce_grad_dtype', wire)
+            model.p.grad = np.full(70_001, comm.rank + 1 + 1 / 3)
+            wired.multi_node_mean_grad(model)
+            assert (np.abs(model.p.grad - exact) > 1e-10).all() == bool(error), wire
