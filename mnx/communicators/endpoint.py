@@ -11,6 +11,7 @@ import numpy as np
 
 from mnx.errors import ArgumentError, ClosedError, explain
 from mnx.health.meeting import Meeting, Meetings
+from mnx.lazily import made_together
 from mnx.topology import Topology
 from mnx.transports.base import Channels, Transport
 
@@ -98,7 +99,7 @@ class Endpoint:
         self.inter_rank = self.topology.inter_rank(self.rank)
         self.inter_size = self.topology.inter_size
 
-    @functools.cached_property
+    @made_together
     def groups(self) -> Groups:
         """The transports within this node and across the nodes. Collective at first use."""
         return self._own(

@@ -38,6 +38,7 @@ from mnx.communicators.chunks import share
 from mnx.communicators.model_messages import Scaling
 from mnx.communicators.node_window import NodeWindow, Plan
 from mnx.communicators.parameters import Layout
+from mnx.lazily import made_together
 from mnx.packing import Bucket
 from mnx.transports import devices, pickles
 from mnx.transports.base import Transport
@@ -128,7 +129,7 @@ class TwoDimensionalCommunicator(Communicator):
             self.groups.inter.all_reduce(own)
         node.all_gather(own, buffer, counts)
 
-    @functools.cached_property
+    @made_together
     def _node(self) -> NcclTransport | None:
         """NCCL among the ranks of this node, if every node has it. Collective."""
         if not (self.needs_nccl or one_gpu_each(self.topology, devices.survey(self._control))):
@@ -142,7 +143,7 @@ class TwoDimensionalCommunicator(Communicator):
         """Return how many ranks of each node sum a share."""
         return min(len(ranks) for ranks in self.topology.nodes)
 
-    @functools.cached_property
+    @made_together
     def _window(self) -> NodeWindow | None:
         """The window of this node; none if any node has no memory to share. Collective."""
         in_node = min(CHUNK_IN_NODE, SHARE_IN_NODE * self.owners())

@@ -17,7 +17,6 @@ References: NCCL user guide (docs.nvidia.com/deeplearning/nccl), CuPy's `cupy.cu
 
 from __future__ import annotations
 
-import functools
 import os
 import socket
 from collections import Counter
@@ -30,6 +29,7 @@ import numpy as np
 
 from mnx.arrays import Array, on_gpu
 from mnx.errors import MissingPackageError, TransportError
+from mnx.lazily import made_together
 from mnx.transports import pickles
 from mnx.transports.base import FRAME_BYTES, Pending, Transport
 from mnx.transports.layer import Layer
@@ -372,7 +372,7 @@ class NcclTransport(Layer):
 
     # --- communicators of NCCL -------------------------------------------------------------------
 
-    @functools.cached_property
+    @made_together
     def _library(self) -> Any:
         try:
             return self._open_library()
@@ -382,7 +382,7 @@ class NcclTransport(Layer):
                 'mnx[cuda13].'
             ) from error
 
-    @functools.cached_property
+    @made_together
     def _world(self) -> Clique:
         """The communicator of all ranks. Collective at first use."""
         _ = self._library  # without CuPy this says what to install
