@@ -23,5 +23,7 @@ class made_together(Generic[T]):  # noqa: N801 - a decorator, named as functools
         self.__doc__ = make.__doc__
 
     def __get__(self, owner: Any, cls: type | None = None) -> T:
+        if owner is None:  # asked of the class, as documentation tools do
+            return self  # type: ignore[return-value]
         made: T = owner.__dict__.setdefault(self._name, self._make(owner))
         return made

@@ -32,6 +32,7 @@ def test_owners_do_not_wait_for_one_another() -> None:
         thread.join()
     assert all('made' in vars(owner) for owner in owners)
     assert owners[0].made is owners[0].made is not owners[1].made
+    assert isinstance(Owner.made, made_together)
 
 
 def test_a_communicator_for_each_thread(comm: Communicator) -> None:
