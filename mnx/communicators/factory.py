@@ -182,6 +182,8 @@ def _mpi_channels(launched: launch.Launch | None, mpi_comm: Any) -> Channels:
     from mnx.transports import mpi
 
     _check_comm(mpi_comm)
+    if 'mpi4py.MPI' not in sys.modules:
+        launch.check_place(os.environ)
     try:
         size, _ = mpi.world()
     except (ImportError, RuntimeError) as error:

@@ -95,6 +95,8 @@ class ModelMessages(Endpoint):
         ------
         MismatchError
             The ranks' gradients differ in name, shape or dtype (on all ranks).
+        DtypeError
+            `model` is no link, or gradients are integers or bools (on all ranks).
         ArgumentError
             A negative weight, or all weights zero; in debug mode, a non-finite result.
 
@@ -118,7 +120,7 @@ class ModelMessages(Endpoint):
     ) -> tuple[Layout, list[Array], Scaling]:
         """Return the gradients there are, the same ones on all ranks, and their shares."""
         with self._meet(call) as meeting:
-            layout, grads = self._table(model).gradients(zero_fill)
+            layout, grads = self._table(call, model).gradients(zero_fill)
             wire = self._config.allreduce_grad_dtype
             meeting.bring(fact, f'weighted={weight is not None}', f'allreduce_grad_dtype={wire}')
             _bring_layout(meeting, layout)
@@ -181,7 +183,9 @@ class ModelMessages(Endpoint):
         wire = self._config.allreduce_grad_dtype
         return wire if wire is not None and wire.itemsize == 2 and self.inter_size > 1 else None
 
-    def _table(self, model: chainer.Link) -> ParameterTable:
+    def _table(self, call: str, model: chainer.Link) -> ParameterTable:
+        if not isinstance(model, chainer.Link):
+            raise DtypeError(f'{call}: expected a chainer.Link but got {type(model).__name__}.')
         table = self._tables.get(model)
         if table is None or not table.is_current(model):
             table = self._tables[model] = ParameterTable(model)

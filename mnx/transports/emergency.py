@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import os
 import signal
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from mnx.transports.base import Pending
-from mnx.transports.launch import Launch, detect
+from mnx.transports.launch import HYDRAS, Launch, detect, pmi_socket
 
 
 class EmergencyChannel(Protocol):
@@ -163,24 +162,10 @@ def bare_launcher(environ: Mapping[str, str]) -> LauncherOnly | None:
 
     A program that a rank runs inherits the variables but, unless by os.system, not the socket.
     """
-    launch, pmi = detect(environ), _pmi_socket(environ)
+    launch, pmi = detect(environ), pmi_socket(environ)
     if launch is None or launch.size == 1 or pmi is None:
         return None
-    return LauncherOnly(launch, pmi) if launch.launcher in _HYDRAS else None
-
-
-_HYDRAS = ('MPICH (Hydra)', 'Intel MPI')  # srun's PMI_FD may speak PMI-2
-
-
-def _pmi_socket(environ: Mapping[str, str]) -> int | None:
-    try:
-        number = int(environ['PMI_FD'])
-        # Where the socket was closed, its number may be another file's; Python's own are not
-        # inheritable (PEP 446), what came from the launcher is.
-        is_it = stat.S_ISSOCK(os.fstat(number).st_mode) and os.get_inheritable(number)
-    except (KeyError, ValueError, OSError):
-        return None
-    return number if is_it else None
+    return LauncherOnly(launch, pmi) if launch.launcher in HYDRAS else None
 
 
 def is_usable() -> bool:

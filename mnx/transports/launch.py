@@ -7,6 +7,8 @@ different MPIs, where every process believes that it is rank 0 of 1.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -65,6 +67,7 @@ _HYDRA = _Variables('MPICH (Hydra)', 'PMI_SIZE', 'PMI_RANK', 'MPI_LOCALRANKID')
 _INTEL = _Variables('Intel MPI', 'PMI_SIZE', 'PMI_RANK', 'MPI_LOCALRANKID')
 _SRUN_PMI = _Variables('srun', 'PMI_SIZE', 'PMI_RANK', 'SLURM_LOCALID')
 _SRUN = _Variables('srun', 'SLURM_STEP_NUM_TASKS', 'SLURM_PROCID', 'SLURM_LOCALID')
+HYDRAS = ('MPICH (Hydra)', 'Intel MPI')  # srun's PMI_FD may speak PMI-2
 _FLUX = _Variables('Flux', 'FLUX_JOB_SIZE', 'FLUX_TASK_RANK', 'FLUX_TASK_LOCAL_ID')
 
 
@@ -104,6 +107,38 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
         return int(environ[name])
     except (KeyError, ValueError):
         return None
+
+
+def pmi_socket(environ: Mapping[str, str]) -> int | None:
+    """Return the file number of the socket by which Hydra speaks PMI-1; None if there is none."""
+    try:
+        number = int(environ['PMI_FD'])
+        # Where the socket was closed, its number may be another file's; Python's own are not
+        # inheritable (PEP 446), what came from the launcher is.
+        is_it = stat.S_ISSOCK(os.fstat(number).st_mode) and os.get_inheritable(number)
+    except (KeyError, ValueError, OSError):
+        return None
+    return number if is_it else None
+
+
+def check_place(environ: Mapping[str, str]) -> None:
+    """Raise in a program that a rank has started, before MPI starts there, which would end it.
+
+    It inherits the rank's variables but, unless by os.system, not the socket.
+
+    Raises
+    ------
+    LaunchError
+    """
+    launch = detect(environ)
+    if launch is None or launch.launcher not in HYDRAS or 'PMI_FD' not in environ:
+        return
+    if pmi_socket(environ) is None:
+        raise LaunchError(
+            f'create_communicator: rank {launch.rank} of {launch.size} started this program, not '
+            f'{launch.launcher}, so it has no place in the job. {_ALONE} Or leave PMI_FD, PMI_RANK '
+            'and PMI_SIZE out of its environment.'
+        )
 
 
 def foreign_library(launch: Launch | None, library: str) -> str | None:
@@ -177,8 +212,7 @@ def _strangers(launch: Launch, library: str) -> str:
 
 
 _ALONE = (
-    'If the processes are meant to run apart, each for itself, '
-    "ask for create_communicator('local')."
+    "If processes are meant to run apart, each for itself, ask for create_communicator('local')."
 )
 
 

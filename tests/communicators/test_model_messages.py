@@ -74,6 +74,13 @@ def test_weighted_mean(training_comm: Communicator) -> None:
     np.testing.assert_allclose(model.p.grad, expected, rtol=1e-15)
 
 
+def test_no_link_on_one_rank(comm: Communicator) -> None:
+    model = L.Linear(2, 3) if comm.rank < comm.size - 1 else [np.zeros(3)]
+    for call in (comm.multi_node_mean_grad, comm.start_mean_grad):
+        with pytest.raises(DtypeError, match=r'expected a chainer\.Link but got list'):
+            call(model)
+
+
 @pytest.mark.parametrize('weight', [-1.0, float('nan'), 0.0, float('inf')])
 def test_bad_weights(comm: Communicator, weight: float) -> None:
     model = link_of({'p': np.zeros(5)})

@@ -169,6 +169,33 @@ def test_agrees_with_this_mpi() -> None:
     assert sorted(result.stdout.split()) == ['0/2:0', '1/2:1']
 
 
+@starts_jobs
+def test_a_program_that_a_rank_starts_has_no_place() -> None:
+    result = mpiexec(2, OF_A_RANK)
+    assert result.returncode == 0, result.stdout
+
+
+OF_A_RANK = """
+import os, subprocess, sys
+import mnx
+comm = mnx.create_communicator()
+
+def child(name, environ):
+    program = f'import mnx; print(mnx.create_communicator({name!r}).size, "alone")'
+    return subprocess.run(
+        [sys.executable, '-c', program], env=environ, capture_output=True, text=True
+    )
+
+if 'PMI_FD' in os.environ:
+    done = child('auto', dict(os.environ))
+    assert done.returncode == 1, done
+    assert f'rank {comm.rank} of 2 started this program' in done.stderr, done
+    mine = {k: v for k, v in os.environ.items() if k not in ('PMI_FD', 'PMI_RANK', 'PMI_SIZE')}
+    assert child('auto', mine).stdout == '1 alone\\n'
+assert child('local', dict(os.environ)).stdout == '1 alone\\n'
+comm.barrier()
+"""
+
 AGREE = """
 import os
 from mpi4py import MPI
