@@ -13,7 +13,7 @@ import numpy as np
 from mnx.communicators.endpoint import Config, Resources
 from mnx.communicators.gradient_messages import GradientMessages
 from mnx.communicators.object_messages import ObjectMessages
-from mnx.errors import ArgumentError
+from mnx.errors import ArgumentError, DtypeError
 from mnx.health import farewell
 from mnx.transports.base import Channels
 from mnx.transports.local import LocalChannels
@@ -160,9 +160,21 @@ class Communicator(GradientMessages, ObjectMessages):
         if error is None:  # a rank that fails cannot wait for the others here
             self.finalize()
 
+    def __copy__(self) -> Communicator:
+        return self
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Communicator:
         """Return itself: copies of a link that communicates share its communicator."""
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.mpi_comm is not None:
+            raise DtypeError(
+                'pickle: a communicator is the end of this process in a job, expected something '
+                'that another process can have. Leave it out of what is saved or sent, as a data '
+                'set for worker processes; parameters are saved by chainer.serializers.'
+            )
+        return self.__dict__
 
     def __repr__(self) -> str:
         return f'<mnx {self.name} communicator, rank {self.rank} of {self.size}>'
