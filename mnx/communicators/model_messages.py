@@ -153,6 +153,9 @@ class ModelMessages(Endpoint):
         """
         params = sorted(model.namedparams(include_uninit=False), key=operator.itemgetter(0))
         self.bcast_into([(name, p.array) for name, p in params], call='bcast_data')
+        for _, param in params:
+            if param.update_rule is not None:  # its copy in float32 would take the values back
+                param.update_rule._fp32_param = None
 
     broadcast_data = bcast_data
 

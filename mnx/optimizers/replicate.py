@@ -13,11 +13,14 @@ from chainer.serializers import DictionarySerializer, NpzDeserializer
 
 from mnx.arrays import is_array
 from mnx.errors import MismatchError
+from mnx.optimizers import masters
 
 if TYPE_CHECKING:
     from mnx.communicators import Communicator
 
 Layout = tuple[tuple[int, ...], str]
+
+_MASTER = 'mnx/master:'
 
 
 def replicate(optimizer: chainer.Optimizer, comm: Communicator) -> None:
@@ -173,9 +176,12 @@ def _replicate_state(optimizer: chainer.Optimizer, comm: Communicator) -> None:
             if param.update_rule is not None:
                 param.update_rule._state = None  # what rank 0 lacks must not stay
         optimizer.serialize(NpzDeserializer(received, strict=False))
+        found = {k.removeprefix(_MASTER): v for k, v in received.items() if k.startswith(_MASTER)}
+        masters.restore(optimizer, found)
 
 
 def _state(optimizer: chainer.Optimizer) -> dict[str, Any]:
     serializer = DictionarySerializer()
     optimizer.serialize(serializer)
-    return {name: np.asarray(value) for name, value in serializer.target.items()}
+    state = {name: np.asarray(value) for name, value in serializer.target.items()}
+    return state | {_MASTER + name: copy for name, copy in masters.capture(optimizer).items()}

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from mnx.errors import ArgumentError, DataError, MissingDataError
 from mnx.training import random_state
-from mnx.training.checkpoints import loss_scales, optimizer_names
+from mnx.training.checkpoints import optimizer_names, unsaved
 from mnx.training.checkpoints.rehearsal import rehearse
 from mnx.training.whole_file import whole_file
 
@@ -175,7 +175,7 @@ def capture(trainer: Any, rank: int) -> State:
     serializer = DictionarySerializer()
     serializer.save(trainer)
     state: State = {key: np.asarray(value) for key, value in serializer.target.items()}
-    state |= optimizer_names.capture(trainer) | loss_scales.capture(trainer)
+    state |= optimizer_names.capture(trainer) | unsaved.capture(trainer)
     state[RANDOM] = np.asarray(random_state.capture(trainer, rank))
     return state
 
@@ -246,7 +246,7 @@ def _load(state: State, trainer: Any, path: object) -> None:
     try:
         rehearse(trainer, state)
         NpzDeserializer(state).load(trainer)
-        loss_scales.restore(trainer, state)
+        unsaved.restore(trainer, state)
     except (KeyError, ValueError, TypeError) as error:
         raise ArgumentError(
             f'resume: {path} does not fit this trainer ({type(error).__name__}: {error}). '

@@ -11,7 +11,7 @@ from chainer.serializers import NpzDeserializer
 
 from mnx.errors import ArgumentError, DataError
 from mnx.training import random_state
-from mnx.training.checkpoints import choice, folder, loss_scales, positions
+from mnx.training.checkpoints import choice, folder, positions, unsaved
 from mnx.training.checkpoints.choice import Skipped
 from mnx.training.checkpoints.folder import Found
 from mnx.training.checkpoints.rehearsal import rehearse
@@ -177,7 +177,7 @@ def _into(comm: CommunicatorBase, saved: SavedSet, trainer: Any, state: State) -
             ) from error
     with comm.together('resume'):
         NpzDeserializer(state).load(trainer)
-        loss_scales.restore(trainer, state)
+        unsaved.restore(trainer, state)
     positions.borrow(trainer, state, comm)
     with comm.together('resume'):
         random_state.restore(str(state[RANDOM]), trainer)
