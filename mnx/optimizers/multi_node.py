@@ -302,8 +302,12 @@ class MultiNodeOptimizer:
 
 
 def _settings(hook: object) -> str:
-    """Return the numbers and words of a hook, such as the rate of its decay."""
-    settings = getattr(hook, '__dict__', {}).items()
+    """Return the numbers and words of a hook, such as the rate of its decay.
+
+    Those of users' own hooks mean who knows what: a rank, a file, seconds.
+    """
+    is_chainers = type(hook).__module__.startswith('chainer.')
+    settings = getattr(hook, '__dict__', {}).items() if is_chainers else ()
     return ', '.join(f'{k}={v}' for k, v in settings if isinstance(v, (int, float, str)))
 
 

@@ -53,6 +53,22 @@ def test_gradient_noise_is_the_same_on_all_ranks(comm: Communicator) -> None:
     assert_replicated(comm, net)
 
 
+@pytest.mark.parametrize('also_all', [False, True])
+def test_noise_of_single_parameters(comm: Communicator, also_all: bool) -> None:
+    net = Net()
+    optimizer = mnx.create_multi_node_optimizer(chainer.optimizers.SGD(0.1), comm, check_every=1)
+    optimizer.setup(net)
+    if also_all:
+        optimizer.add_hook(GradientNoise(0.3))
+    net.first.b.update_rule.add_hook(GradientNoise(0.3))
+    net.third.W.update_rule.add_hook(GradientNoise(0.3))
+    for _ in range(3):
+        optimizer.update(net, data(4)[: comm.rank + 1])
+    assert_replicated(comm, net)
+    drawn = comm.allgather_obj(np.random.rand())
+    assert len(set(drawn)) == comm.size  # each goes on with its own
+
+
 def test_as_one_process_with_rank_0s_seeds(comm: Communicator) -> None:
     x = data(2 * comm.size)
     net, serial = Net(), Net()

@@ -502,6 +502,28 @@ def test_hooks_with_other_numbers(comm: Communicator, hook: Callable[[float], ob
         optimizer.update(lambda: F.mean(model(np.ones((2, 3), 'f4')) ** 2))
 
 
+class Watch:
+    """A hook of a user's own, which changes nothing and has numbers of its own on each rank."""
+
+    name = 'Watch'
+
+    def __init__(self, rank: int) -> None:
+        self.path, self.seconds = f'log.{rank}', 0.1 * rank
+
+    def __call__(self, optimizer: chainer.Optimizer) -> None:
+        self.seconds += 1.5
+
+
+def test_numbers_of_a_users_own_hook_may_differ(comm: Communicator) -> None:
+    model, hook = LazyNormalization(), Watch(comm.rank)
+    optimizer = wrap(comm, model)
+    optimizer.add_hook(hook)
+    for step in range(2):
+        optimizer.update(model, *sample(comm.rank, seed=step))
+    assert hook.seconds == 0.1 * comm.rank + 3
+    equal_on_all_ranks(comm, model)
+
+
 def test_a_late_parameter_can_be_initialised_anew(comm: Communicator) -> None:
     """As in plain Chainer, once it has been trained."""
     model = LazyNormalization()
