@@ -7,7 +7,11 @@ from `scatter_dataset`,
     mnx/iterator:main/left       which positions it still has to see in this epoch
     mnx/iterator:main/foreign    which of them it has borrowed from other ranks
 
-so that another number of ranks can deal them out again.
+so that another number of ranks can deal them out again. Of other data it saves
+
+    mnx/iterator:main/length     of the data set
+
+since data of which each rank reads a part of its own are told by another length.
 """
 
 from __future__ import annotations
@@ -68,7 +72,16 @@ def capture(trainer: Any, state: State) -> State:
             found[_own(name, 'whole')] = np.asarray(part.whole)
             found[_own(name, 'left')] = left
             found[_own(name, 'foreign')] = part.foreign
+        elif (length := _length(iterator)) is not None:
+            found[_own(name, 'length')] = np.asarray(length)
     return found
+
+
+def _length(iterator: Any) -> int | None:
+    try:
+        return len(iterator.dataset)
+    except (AttributeError, TypeError, NotImplementedError):
+        return None
 
 
 def _rest(state: Mapping[str, Any], prefix: str, length: int) -> NDArray[np.int64]:
@@ -152,6 +165,8 @@ def deal_again(
             parts = _parts(iterator)
             of_name = [_of(name, state) for state in states]
             is_scattered = _check(name, of_name, parts)
+            if not is_scattered:
+                _check_whole(name, of_name, _length(iterator))
         if is_scattered:
             bounds = comm.allgather_obj(_bounds(parts[0]))
             dealt, note = _dealt(name, of_name, bounds, comm.rank)
@@ -208,12 +223,26 @@ def _check(name: str, states: Sequence[State], parts: Sequence[DatasetPart]) -> 
 def _check_alike(name: str, states: Sequence[State]) -> None:
     first = states[0]
     for state in states:
-        if any(not np.array_equal(state[key], first[key]) for key in first):
+        told = [key for key in first if key.startswith(prefix_of(name))]
+        if any(not np.array_equal(state[key], first[key]) for key in told):
             raise ArgumentError(
                 f'resume: iterator {name!r} cannot go on with another number of ranks, expected '
                 'data from scatter_dataset, or the same position on all ranks. Start as many '
                 'processes as when the checkpoint was taken.'
             )
+
+
+def _check_whole(name: str, states: Sequence[State], length: int | None) -> None:
+    """Raise in the middle of an epoch of data that are as long as a rank's part of something."""
+    at_start = int(states[0].get(f'{prefix_of(name)}current_position', 0)) == 0
+    then = {int(state[key]) for state in states if (key := _own(name, 'length')) in state}
+    if length is not None and then - {length} and not at_start:
+        raise ArgumentError(
+            f'resume: the data of iterator {name!r} are others on each number of ranks, expected '
+            f'{" or ".join(map(str, sorted(then)))} examples but got {length}, so what is left of '
+            'this epoch is not known. Give the iterator what scatter_dataset returns (split and '
+            'join data before), or start as many processes as when the checkpoint was taken.'
+        )
 
 
 def warn_of_other_data(trainer: Any, state: State) -> list[str]:

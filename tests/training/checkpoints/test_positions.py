@@ -121,9 +121,10 @@ class TestCapture:
         take(trainer, 2)
         np.testing.assert_array_equal(saved(trainer)[LEFT], [2, 3, 4, 5])
 
-    def test_nothing_of_data_that_were_not_scattered(self) -> None:
-        trainer = trainer_of(list(range(5)), shuffle=False)
-        assert not [key for key in saved(trainer) if key.startswith('mnx/')]
+    def test_the_length_of_data_that_were_not_scattered(self) -> None:
+        state = saved(trainer_of(list(range(5)), shuffle=False))
+        found = {key: value.tolist() for key, value in state.items() if key.startswith('mnx/')}
+        assert found == {'mnx/iterator:main/length': 5}
 
     def test_what_was_borrowed_counts_until_the_epoch_ends(self) -> None:
         data = part(0, 2)
@@ -217,6 +218,34 @@ class TestDealAgain:
         trainer = trainer_of(list(range(5)), shuffle=False)
         take(trainer, 2)
         assert positions.deal_again(trainer, [saved(trainer)] * 3, comm) == ({}, [])
+
+    @pytest.mark.parametrize('what', ['half', 'joined', 'own'])
+    def test_a_rank_s_own_data_that_mnx_cannot_deal_out(
+        self, comm: Communicator, what: str
+    ) -> None:
+        """All ranks stand in the same place, which is another one in other data."""
+
+        def of(rank: int, size: int) -> Any:
+            whole = part(rank, size)
+            half = D.SubDataset(whole, 0, len(whole) // 2)
+            own = list(part_of(N, rank, size))
+            return {'half': half, 'joined': D.ConcatenatedDataset(whole, whole), 'own': own}[what]
+
+        size = 2 * comm.size
+        trainers = [trainer_of(of(rank, size), shuffle=False) for rank in range(size)]
+        here = trainer_of(of(comm.rank, comm.size), shuffle=False)
+        at_start = [saved(trainer) for trainer in trainers]
+        assert positions.deal_again(here, at_start, comm) == ({}, [])
+        if len(of(0, size)) == 1:
+            return  # at the start again
+        for trainer in trainers:
+            take(trainer, 1)
+        later = [saved(trainer) for trainer in trainers]
+        text = f'expected {len(of(0, size))} examples but got {len(of(0, comm.size))}, so'
+        self.refused(comm, here, later, text)
+        for state in later:  # of a checkpoint from before
+            del state['mnx/iterator:main/length']
+        assert positions.deal_again(here, later, comm) == ({}, [])
 
     def refused(self, comm: Communicator, trainer: Any, states: Sequence[State], text: str) -> None:
         with pytest.raises(ArgumentError, match=re.escape(text)):
