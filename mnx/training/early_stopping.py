@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from chainer.training.triggers import EarlyStoppingTrigger
@@ -77,9 +78,12 @@ class MultiNodeEarlyStoppingTrigger:
             max_trigger=max_trigger,
             **kwargs,
         )
+        self._trainer: Any = None
+        self._noted: Any = None  # the observation of the iteration that was asked about
 
     def __call__(self, trainer: Any) -> bool:
         """Tell whether to stop; the same on all ranks. Collective: all ranks call it."""
+        self._trainer, self._noted = trainer, trainer.observation
         self._aggregator(trainer)
         return bool(self._stop(trainer))
 
@@ -90,7 +94,8 @@ class MultiNodeEarlyStoppingTrigger:
 
     def serialize(self, serializer: Any) -> None:
         """Save or load what has been observed, the best value, and the checks since then."""
-        self._aggregator.serialize(serializer['aggregator'])
+        with self._aggregator.with_one_more(self._unnoted()):
+            self._aggregator.serialize(serializer['aggregator'])
         stop = self._stop
         stop.best = float(serializer('best', stop.best))
         stop.count = int(serializer('count', stop.count))
@@ -98,3 +103,12 @@ class MultiNodeEarlyStoppingTrigger:
             trigger = getattr(stop, name)
             if hasattr(trigger, 'serialize'):
                 trigger.serialize(serializer[name])
+
+    def _unnoted(self) -> Mapping[str, Any]:
+        """Return what is observed in this iteration, if it has yet to be asked about.
+
+        A trainer asks when the extensions are done, and a snapshot is one of them. The training
+        that goes on from it asks, too, but observations are not saved.
+        """
+        now = {} if self._trainer is None else self._trainer.observation
+        return {} if now is self._noted else now

@@ -8,7 +8,8 @@ rank 1     4.0    -    5.0   ─┴─►  mean of 5 values = 3.0
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import chainer
@@ -70,8 +71,7 @@ class ObservationAggregator(Extension):
     def __call__(self, trainer: Any) -> None:
         """Note the value; aggregate when it is time. Collective: all ranks call it."""
         observation = trainer.observation
-        if self.original_key in observation:
-            self._history.append(_on_host(observation[self.original_key]))
+        self._history += self._found_in(observation)
         if self.comm_trigger(trainer):
             found = self._aggregate()
             if found:
@@ -86,6 +86,19 @@ class ObservationAggregator(Extension):
             serializer('history', history)
         else:
             self._history = pickle.loads(serializer('history', None).tobytes())
+
+    @contextmanager
+    def with_one_more(self, observation: Mapping[str, Any]) -> Iterator[None]:
+        """Save inside as if `observation` had been noted; load as ever."""
+        before = self._history
+        self._history = saved = before + self._found_in(observation)
+        yield
+        if self._history is saved:
+            self._history = before
+
+    def _found_in(self, observation: Mapping[str, Any]) -> list[Any]:
+        key = self.original_key
+        return [_on_host(observation[key])] if key in observation else []
 
     def _aggregate(self) -> list[Any]:
         """Return a list with the result, or an empty one."""

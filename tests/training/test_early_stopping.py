@@ -113,3 +113,43 @@ def test_goes_on_where_it_was(comm, tmp_path):
         resumed.run()
         assert resumed.updater.iteration == whole.updater.iteration
         assert resumed.stop_trigger._stop.best == whole.stop_trigger._stop.best
+
+
+@pytest.mark.parametrize('before', [1, 2, 3, 4, 5])
+def test_a_snapshot_is_taken_before_it_is_asked(comm, tmp_path, before):
+    """What the iteration observed is not lost: neither in the middle nor at the end of an epoch."""
+    states = []
+
+    def keep(trainer):
+        saved = DictionarySerializer()
+        saved.save(trainer)
+        states.append({key: np.asarray(value) for key, value in saved.target.items()})
+
+    def run(first, state=None):
+        stop = MultiNodeEarlyStoppingTrigger(comm, patience=2, max_trigger=(30, 'epoch'))
+        trainer = trainer_of(losses_of(comm.rank)[first:], stop, tmp_path)
+        trainer.extend(keep, trigger=(1, 'iteration'), priority=-100)
+        if state is not None:
+            NpzDeserializer(state).load(trainer)
+        trainer.run()
+        return trainer.updater.iteration, stop._stop.best, stop._stop.count
+
+    end, best, count = run(0)
+    first = end - before
+    assert run(first, states[first - 1]) == (end, best, count)
+
+
+def save(trainer):
+    DictionarySerializer().save(trainer)
+
+
+def test_saving_notes_nothing(comm, tmp_path):
+    """A value that was saved is noted once all the same."""
+    stop = MultiNodeEarlyStoppingTrigger(comm, max_trigger=(8, 'iteration'))
+    trainer = trainer_of(losses_of(comm.rank), stop, tmp_path)
+    other = MultiNodeEarlyStoppingTrigger(comm, max_trigger=(8, 'iteration'))
+    plain = trainer_of(losses_of(comm.rank), other, tmp_path)
+    trainer.extend(save, trigger=(1, 'iteration'))
+    for each in (trainer, plain):
+        each.run()
+    assert stop._stop.best == other._stop.best < np.inf
