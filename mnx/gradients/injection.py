@@ -21,6 +21,7 @@ is still the leaf of the graph.
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -301,6 +302,15 @@ def _variables(x: Any) -> Iterator[Variable]:
     elif isinstance(x, (tuple, list)):
         for item in x:
             yield from _variables(item)
+
+
+def noises_of(model: chainer.Link) -> dict[str, SameNoise]:
+    """Return the noise of each injected part of `model`, by the name of its first parameter."""
+    found: dict[int, tuple[str, SameNoise]] = {}
+    for name, param in sorted(model.namedparams(), key=operator.itemgetter(0)):
+        if isinstance(node := param.creator_node, AllReduceGradients):
+            found.setdefault(id(node), (name, node.noise))
+    return dict(found.values())
 
 
 _add_noise_as_chainer = GradientNoise.__call__

@@ -107,12 +107,19 @@ def _seeded_device(xp: Any, seed: int) -> Iterator[None]:
 
 
 class SameNoise:
-    """The same numbers on all ranks, for one parameter after another of a model they share."""
+    """The same numbers on all ranks, for one parameter after another of a model they share.
+
+    Attributes
+    ----------
+    seed : int or None
+        None before the first draw.
+    calls : int
+    """
 
     def __init__(self, comm: Communicator) -> None:
         self._comm = comm
-        self._seed: int | None = None
-        self._calls = 0
+        self.seed: int | None = None
+        self.calls = 0
 
     @contextmanager
     def drawn(self, xp: Any) -> Iterator[None]:
@@ -120,9 +127,9 @@ class SameNoise:
         if self._comm.size == 1:
             yield
             return
-        if self._seed is None:
-            self._seed = self._comm.bcast_obj(_next_number() if self._comm.rank == 0 else None)
-        self._calls += 1
-        seed = (self._seed + self._calls) % 2**32
+        if self.seed is None:
+            self.seed = self._comm.bcast_obj(_next_number() if self._comm.rank == 0 else None)
+        self.calls += 1
+        seed = (self.seed + self.calls) % 2**32
         with _seeded_numpy(seed), _seeded_device(xp, seed):
             yield

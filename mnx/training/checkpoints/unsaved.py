@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mnx.training.checkpoints import loss_scales, master_copies, schedules
+from mnx.training.checkpoints import beta_powers, loss_scales, master_copies, noises, schedules
 
 if TYPE_CHECKING:
     from mnx.training.snapshot import State
 
+_PARTS = beta_powers, loss_scales, master_copies, noises, schedules
+
 
 def capture(trainer: Any) -> State:
     """Return what has to be saved besides what Chainer saves."""
-    return (
-        loss_scales.capture(trainer) | master_copies.capture(trainer) | schedules.capture(trainer)
-    )
+    return {key: value for part in _PARTS for key, value in part.capture(trainer).items()}
 
 
 def restore(trainer: Any, state: State) -> None:
     """Bring it to where `capture` found it, when all that Chainer loads is loaded."""
-    for part in (loss_scales, master_copies, schedules):
+    for part in _PARTS:
         part.restore(trainer, state)

@@ -28,13 +28,17 @@ class Regression(chainer.Chain):
         return F.mean_squared_error(self.line(x), t)
 
 
-def build(comm: Any, out: Path, until: int, dtype: Any, extensions: Any = ()) -> Any:
+def build(
+    comm: Any, out: Path, until: int, dtype: Any, extensions: Any = (), optimizer: Any = None
+) -> Any:
     """Return a trainer that takes a snapshot and a checkpoint in each iteration."""
     source = np.random.RandomState(comm.rank)
     x, t = source.rand(12, 3).astype(dtype), source.rand(12, 2).astype(dtype)
-    optimizer = chainer.optimizers.MomentumSGD(0.003)
-    optimizer.use_fp32_update()
-    optimizer = mnx.create_multi_node_optimizer(optimizer, comm).setup(Regression(dtype))
+    if optimizer is None:
+        optimizer = chainer.optimizers.MomentumSGD(0.003)
+        optimizer.use_fp32_update()
+    if optimizer.target is None:
+        optimizer = mnx.create_multi_node_optimizer(optimizer, comm).setup(Regression(dtype))
     iterator = SerialIterator(chainer.datasets.TupleDataset(x, t), 4, shuffle=False)
     updater = training.updaters.StandardUpdater(iterator, optimizer)
     trainer = training.Trainer(updater, (until, 'iteration'), out=str(out))
