@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mnx.training.checkpoints import beta_powers, loss_scales, master_copies, noises, schedules
+from mnx.training.checkpoints import (
+    beta_powers,
+    fresh_rules,
+    loss_scales,
+    master_copies,
+    noises,
+    schedules,
+)
 
 if TYPE_CHECKING:
     from mnx.training.snapshot import State
 
-_PARTS = beta_powers, loss_scales, master_copies, noises, schedules
+_PARTS = beta_powers, fresh_rules, loss_scales, master_copies, noises, schedules
 
 
 def capture(trainer: Any) -> State:
