@@ -183,7 +183,9 @@ def dtype_of(number: int) -> np.dtype[Any]:
 
 
 def sendable(x: Any, call: str) -> Array:
-    """Return `x` as a C-contiguous array in native byte order, copied only if it is not one.
+    """Return `x` as a C-contiguous, aligned array in native byte order, copied only if it is none.
+
+    Subclasses of NumPy's arrays travel as plain ones.
 
     Raises
     ------
@@ -202,7 +204,7 @@ def sendable(x: Any, call: str) -> Array:
             f'{call}: a masked array cannot travel, its mask would be lost. '
             'Send its .data and its .mask, or fill it.'
         )
-    x = np.asarray(x) if isinstance(x, np.generic) else x
+    x = x if on_gpu(x) else np.asarray(x)  # a matrix would not become flat
     native = x.dtype.newbyteorder('=')
     if dtype_number(native) < 0:
         raise DtypeError(
@@ -211,7 +213,7 @@ def sendable(x: Any, call: str) -> Array:
         )
     if x.ndim > MAX_NDIM:
         raise ArgumentError(f'{call}: arrays of {x.ndim} dimensions cannot travel; reshape it.')
-    if not x.flags.c_contiguous or x.dtype != native:
+    if not x.flags.c_contiguous or x.dtype != native or not (on_gpu(x) or x.flags.aligned):
         # not ascontiguousarray: it would turn a 0-d array into a 1-d one
         x = x.astype(native, order='C', copy=True)
     return x

@@ -128,6 +128,20 @@ def test_what_is_sent_is_equal_contiguous_and_native(x: np.ndarray) -> None:
     assert np.shares_memory(flat(sent), sent) == np.shares_memory(as_bytes(sent), sent)
 
 
+def test_what_begins_at_an_odd_address_is_copied() -> None:
+    x = np.frombuffer(b'x' + np.arange(6.0).tobytes(), np.uint8)[1:].view('f8').reshape(2, 3)
+    assert not x.flags.aligned
+    sent = sendable(x, 'send')
+    assert sent.flags.aligned
+    np.testing.assert_array_equal(sent, x)
+
+
+def test_a_subclass_is_sent_as_a_plain_array() -> None:
+    sent = sendable(np.asmatrix(np.eye(2)), 'send')
+    assert type(sent) is np.ndarray
+    assert flat(sent).shape == (4,)
+
+
 def test_bytes_and_flat_are_views() -> None:
     x = np.zeros((2, 3), F4)
     flat(x)[4] = 1

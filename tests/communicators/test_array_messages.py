@@ -25,7 +25,17 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     'fortran': lambda x: np.asarray(x, order='F'),
     'strided': lambda x: np.repeat(x, 2, axis=-1)[..., ::2] if x.ndim else x,
     'byteswapped': lambda x: x.astype(x.dtype.newbyteorder()) if x.dtype.kind in 'iufc' else x,
+    'unaligned': lambda x: unaligned(x),
+    'matrix': lambda x: np.asmatrix(x) if x.ndim == 2 else x,
+    'subclass': lambda x: x.view(np.recarray),
 }
+
+
+def unaligned(x: np.ndarray) -> np.ndarray:
+    """As in a file of packed records: it begins at an odd address."""
+    found = np.frombuffer(b'x' + x.tobytes(), np.uint8)[1:].view(x.dtype).reshape(x.shape)
+    assert not (found.size and found.flags.aligned)
+    return found
 
 
 def data(rank: int, dtype: Any, shape: tuple[int, ...] = (2, 3)) -> np.ndarray:
@@ -43,7 +53,7 @@ def everyone(comm: Communicator, dtype: Any, shape: tuple[int, ...] = (2, 3)) ->
 
 
 def same(x: np.ndarray, expected: np.ndarray) -> None:
-    assert isinstance(x, np.ndarray)
+    assert type(x) is np.ndarray
     assert x.dtype == expected.dtype
     assert x.shape == expected.shape
     np.testing.assert_array_equal(x, expected)
@@ -103,6 +113,10 @@ def test_every_method_every_layout(
             for x, expected in zip(found, plain, strict=True):
                 same(x, expected)
     assert (comm.gather(mine, root) is None) == (comm.rank != root)
+    same(comm.start_allreduce(mine).wait(), serial(plain, 'sum'))
+    for x, expected in zip(comm.alltoall([mine] * comm.size), plain, strict=True):
+        same(x, expected)
+    same(comm.reduce_scatter([mine] * comm.size), serial(plain, 'sum'))
     reduced = comm.reduce(mine, 'max', root)
     assert (reduced is None) == (comm.rank != root)
     if reduced is not None:
