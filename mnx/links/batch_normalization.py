@@ -21,12 +21,15 @@ import chainer.links as L
 import numpy as np
 
 from mnx.arrays import Array, module_of
-from mnx.errors import ArgumentError
+from mnx.errors import ArgumentError, DtypeError
 from mnx.functions.linear import Arrays
 from mnx.functions.node import Communication, Input, Route, Variable, as_variable
 
 if TYPE_CHECKING:
     from mnx.communicators import Communicator
+
+
+_CALL = 'MultiNodeBatchNormalization'
 
 
 class Total(Communication):
@@ -80,7 +83,10 @@ class MultiNodeBatchNormalization(L.BatchNormalization):
     Raises
     ------
     ArgumentError
-        A wrong `communication_backend` or `losses`; in training mode, no rank has any samples.
+        A wrong `communication_backend` or `losses`; in training mode, no rank has any samples, or
+        the input has other channels than the link (on all ranks).
+    DtypeError
+        In training mode, the input is made of integers (on all ranks).
     """
 
     def __init__(
@@ -119,8 +125,9 @@ class MultiNodeBatchNormalization(L.BatchNormalization):
         x = as_variable(x, 'MultiNodeBatchNormalization')
         axes = self._reduced_axes(x.ndim)
         shape = tuple(1 if i in axes else d for i, d in enumerate(x.shape))
+        self._check_input(x, axes)
         if self.avg_mean is None:
-            self._initialize_params(tuple(d for i, d in enumerate(x.shape) if i not in axes))
+            self._initialize_params(_kept(x, axes))
         n, mean, weight = self._mean_of_all(x.array, axes)
         precise = np.promote_types(np.promote_types(x.dtype, np.float32), self._highprec_dtype)
         centered = F.cast(x, precise) - mean.astype(precise).reshape(shape)
@@ -139,6 +146,21 @@ class MultiNodeBatchNormalization(L.BatchNormalization):
         if self.axis is not None:
             return tuple(a % ndim for a in self.axis)
         return (0, *range(self.avg_mean.ndim + 1, ndim))
+
+    def _check_input(self, x: Variable, axes: tuple[int, ...]) -> None:
+        """Refuse what would be cast or broadcast; the ranks that have begun raise, too."""
+        if x.dtype.kind in 'biu':
+            with self.comm._meet(_CALL):
+                raise DtypeError(
+                    f'{_CALL}: needs floating-point numbers but got {x.dtype}. Convert the input.'
+                )
+        if self.avg_mean is not None and _kept(x, axes) != self.avg_mean.shape:
+            with self.comm._meet(_CALL):
+                raise ArgumentError(
+                    f'{_CALL}: the input has other channels, expected {self.avg_mean.shape} but '
+                    f'got {_kept(x, axes)}, of an input of shape {x.shape}. Give the link that '
+                    'size, or other axes.'
+                )
 
     def _mean_of_all(self, x: Array, axes: tuple[int, ...]) -> tuple[float, Array, float]:
         """Return number and mean of all ranks' values, in float64, and the weight of this rank."""
@@ -195,6 +217,11 @@ def create_mnbn_model(
             part.__class__ = MultiNodeBatchNormalization
             part.comm, part.losses = comm, 'mean'
     return model
+
+
+def _kept(x: Variable, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the lengths of the axes over which no mean is taken."""
+    return tuple(d for i, d in enumerate(x.shape) if i not in axes)
 
 
 def _check_backend(backend: str, comm: Communicator) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import chainer.functions as F
 
+from mnx.errors import ArgumentError
 from mnx.functions.node import Input, Variable, as_variable
 from mnx.links.parallel import ParallelLink
 
@@ -110,8 +111,19 @@ class ParallelLinear(ParallelLink):
             Batch axes, then axes that count as one; the same on all ranks, or if
             ``input_is_split`` this rank's part.
         n_batch_axes : int
+
+        Raises
+        ------
+        ArgumentError
+            The input has less than two axes, or less than `n_batch_axes`.
         """
         x = as_variable(x, 'ParallelLinear')
+        if x.ndim < 2 or not 1 <= n_batch_axes <= x.ndim:
+            raise ArgumentError(
+                'ParallelLinear: needs axes of a batch before that of the features, expected an '
+                f'input of 2 at least but got shape {x.shape} and n_batch_axes={n_batch_axes}. '
+                'Reshape it.'
+            )
         batch = x.shape[:n_batch_axes]
         if x.ndim != 2 or n_batch_axes != 1:
             x = _as_matrix(x, n_batch_axes)

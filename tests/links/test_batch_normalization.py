@@ -14,7 +14,7 @@ import pytest
 import mnx
 from mnx import testing
 from mnx.communicators import Communicator
-from mnx.errors import ArgumentError, MismatchError
+from mnx.errors import ArgumentError, DtypeError, MismatchError
 from mnx.links import MultiNodeBatchNormalization, create_mnbn_model
 
 SIZES = {'equal': [4, 4, 4, 4], '7 + 3 + 0': [7, 3, 0, 2], 'one': [1, 0, 0, 0]}
@@ -219,3 +219,22 @@ def test_misuse(comm: Communicator) -> None:
     if comm.size > 1:
         with pytest.raises(MismatchError):
             MultiNodeBatchNormalization(3 + comm.rank, comm)(np.ones((2, 3 + comm.rank), 'f'))
+
+
+def test_integers_are_an_error_on_all_ranks(comm: Communicator) -> None:
+    bn = MultiNodeBatchNormalization(3, comm)
+    x = np.ones((4, 3), 'i8' if comm.rank == comm.size - 1 else 'f4')
+    with pytest.raises(DtypeError, match='floating-point'):
+        bn(x)
+    assert bn(np.ones((4, 3), 'f4')).dtype == np.float32
+
+
+@pytest.mark.parametrize('shape', [(4, 1), (4,), (4, 3, 1)], ids=str)
+def test_other_channels_are_an_error_on_all_ranks(
+    comm: Communicator, shape: tuple[int, ...]
+) -> None:
+    """They would be broadcast where there is neither gamma nor beta."""
+    bn = MultiNodeBatchNormalization((3, 2), comm, use_gamma=False, use_beta=False)
+    with pytest.raises(ArgumentError, match='other channels'):
+        bn(np.ones(shape if comm.rank == 0 else (4, 3, 2), 'f4'))
+    assert not bn.avg_mean.any()

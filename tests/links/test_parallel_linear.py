@@ -291,3 +291,13 @@ class TestMisuse:
         with pytest.raises(ArgumentError, match='another number of features'):
             link(np.ones((2, comm.size)))
         comm.barrier()
+
+
+@pytest.mark.parametrize(
+    ('shape', 'n_batch_axes'), [((4,), 1), ((), 1), ((4, 1), 0), ((4, 1), 3)], ids=str
+)
+def test_an_input_without_batch_or_features_is_an_error(
+    comm: Communicator, shape: tuple[int, ...], n_batch_axes: int
+) -> None:
+    with pytest.raises(ArgumentError, match='axes of a batch'):
+        ParallelLinear(None, 2, comm)(np.zeros(shape, 'f4'), n_batch_axes)
