@@ -66,6 +66,8 @@ def _replaced(output: Any, values: Iterator[Variable]) -> Any:
         return next(values)
     if isinstance(output, (tuple, list)):
         items = [_replaced(item, values) for item in output]
+        if hasattr(output, '_make'):  # a named tuple
+            return output._make(items)
         return items if isinstance(output, list) else tuple(items)
     if isinstance(output, dict):
         return {key: _replaced(item, values) for key, item in output.items()}

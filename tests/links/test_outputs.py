@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import chainer
 import chainer.functions as F
@@ -52,3 +52,17 @@ def test_every_variable_at_any_depth_depends_on_the_token() -> None:
     found['loss'].backward()
     np.testing.assert_array_equal(x.grad, [1, 1])  # zeros for those that were not used
     assert token.grad is not None  # so backward gets to what the token stands for
+
+
+class Result(NamedTuple):
+    loss: Any
+    count: int
+
+
+def test_a_named_tuple_keeps_its_names() -> None:
+    token = chainer.Variable(np.zeros(0, 'f4'))
+    found = connected(token, Result(F.sum(X), 3))
+    assert type(found) is Result
+    assert found.count == 3
+    found.loss.backward()
+    assert token.grad is not None
