@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -153,6 +153,11 @@ class ObjectMessages(Endpoint):
     def _pickled_row(self, objs: Sequence[Any] | None, call: str) -> list[Array]:
         if objs is None:
             raise ArgumentError(f'{call}: needs one object per rank ({self.size}) but got None.')
+        if isinstance(objs, (Mapping, Set)):  # its keys would be sent, or in any order
+            raise ArgumentError(
+                f'{call}: needs a sequence of one object per rank ({self.size}) but got a '
+                f'{type(objs).__name__}. Give a list.'
+            )
         self._one_per_rank(call, len(objs))
         return [pickles.dumps(obj) for obj in objs]
 

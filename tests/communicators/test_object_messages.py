@@ -246,3 +246,11 @@ def test_ranks_that_fail_at_different_depths(comm: Communicator, depth: int) -> 
         with pytest.raises(ArgumentError, match='as planned'):
             enter(3)
         assert comm.allgather_obj(comm.rank) == list(range(comm.size))
+
+
+@pytest.mark.parametrize('kind', [dict.fromkeys, set], ids=['dict', 'set'])
+def test_what_has_no_order_is_not_given_to_ranks(comm: Communicator, kind: Any) -> None:
+    objs = kind(range(comm.size)) if comm.rank == 0 else [None] * comm.size
+    for call in (comm.scatter_obj, comm.alltoall_obj):
+        with pytest.raises(ArgumentError, match='needs a sequence'):
+            call(objs)
