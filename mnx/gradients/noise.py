@@ -3,16 +3,14 @@
 `chainer.optimizer_hooks.GradientNoise` draws from the global generator, which is another one on
 each rank. There its noise would drive the copies of the model apart. So while hooks act, all ranks
 draw from a generator with one seed, which is the next number of rank 0's global generator; then
-each goes on with its own. Hooks of single parameters (``param.update_rule.add_hook``) are not seen
-beforehand without a walk through the model: they ask for a seed when they act. A model with
-all-reduces in its graph has a plain optimizer, whose hooks ask for the same numbers parameter by
-parameter.
+each goes on with its own. A model with all-reduces in its graph has a plain optimizer, whose hooks
+ask for the same numbers parameter by parameter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import chainer
@@ -25,50 +23,25 @@ if TYPE_CHECKING:
 
 @contextmanager
 def same_noise(optimizer: chainer.Optimizer, comm: Communicator) -> Iterator[None]:
-    """Let the hooks of `optimizer` draw the same numbers on all ranks.
+    """Let the hooks of `optimizer` and of its parameters draw the same numbers on all ranks.
 
-    Collective if it has a hook of gradient noise, or a parameter has one. A single process draws
-    as in plain Chainer.
+    Collective if one of them is gradient noise. A single process draws as in plain Chainer.
     """
-    if comm.size == 1:
+    if comm.size == 1 or not any(isinstance(hook, GradientNoise) for hook in _all_hooks(optimizer)):
         yield
-    elif any(isinstance(hook, GradientNoise) for hook in hooks_of(optimizer)):
-        with _same_numbers(comm, optimizer.target.xp):
-            yield
-    else:
-        with _updating(comm):
-            yield
-
-
-@contextmanager
-def _same_numbers(comm: Communicator, xp: Any) -> Iterator[None]:
+        return
     seed = comm.bcast_obj(_next_number() if comm.rank == 0 else None)
-    with _seeded_numpy(seed), _seeded_device(xp, seed):
+    with _seeded_numpy(seed), _seeded_device(optimizer.target.xp, seed):
         yield
 
 
-_communicators: list[Communicator] = []  # of the updates that are going on, the innermost last
-
-
-@contextmanager
-def _updating(comm: Communicator) -> Iterator[None]:
-    _communicators.append(comm)
-    try:
-        yield
-    finally:
-        _communicators.pop()
-
-
-_add_noise_as_chainer = GradientNoise.__call__
-
-
-def _add_same_noise(self: GradientNoise, rule: Any, param: chainer.Parameter) -> None:
-    """Keep the copies of a model equal, of which one parameter has noise."""
-    with _same_numbers(_communicators[-1], param.xp) if _communicators else nullcontext():
-        _add_noise_as_chainer(self, rule, param)
-
-
-GradientNoise.__call__ = _add_same_noise
+def _all_hooks(optimizer: chainer.Optimizer) -> Iterator[Any]:
+    """Yield the hooks that act on all parameters, and those of single ones."""
+    yield from hooks_of(optimizer)
+    for param in optimizer.target.params():
+        if (rule := param.update_rule) is not None:
+            yield from rule._pre_update_hooks.values()
+            yield from rule._post_update_hooks.values()
 
 
 def hooks_of(optimizer: chainer.Optimizer) -> list[Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import gc
-import pickle
 
 import chainer
 import numpy as np
@@ -279,13 +277,3 @@ def test_what_is_no_communicator_of_mpi(comm: Communicator) -> None:
     for wrong in (comm, 3, 'world'):
         with pytest.raises(ArgumentError, match='intracommunicator'):
             mnx.create_communicator('naive', wrong)
-
-
-def test_a_communicator_is_not_pickled_and_copies_are_itself(comm: Communicator) -> None:
-    bn = mnx.links.MultiNodeBatchNormalization(3, comm)
-    for what in (comm, bn):
-        with pytest.raises(ArgumentError, match='cannot be pickled'):
-            pickle.dumps(what)
-    with pytest.raises(MnxError, match='cannot be pickled'):
-        comm.bcast_obj(bn)
-    assert copy.copy(comm) is copy.deepcopy(comm) is comm
