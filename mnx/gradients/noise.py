@@ -39,14 +39,13 @@ def _all_hooks(optimizer: chainer.Optimizer) -> Iterator[Any]:
     """Yield the hooks that act on all parameters, and those of single ones."""
     yield from hooks_of(optimizer)
     for param in optimizer.target.params():
-        if (rule := param.update_rule) is not None:
-            yield from rule._pre_update_hooks.values()
-            yield from rule._post_update_hooks.values()
+        if param.update_rule is not None:
+            yield from hooks_of(param.update_rule)
 
 
-def hooks_of(optimizer: chainer.Optimizer) -> list[Any]:
-    """Return the hooks that act on all parameters."""
-    hookable = optimizer._hookable
+def hooks_of(hooked: Any) -> list[Any]:
+    """Return the hooks of an optimizer, which act on all parameters, or of an update rule."""
+    hookable = hooked._hookable
     return [*hookable._pre_update_hooks.values(), *hookable._post_update_hooks.values()]
 
 
