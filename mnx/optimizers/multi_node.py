@@ -124,6 +124,9 @@ class MultiNodeOptimizer:
 
         Notes
         -----
+        What `lossfun` raises on one rank goes no further: the others wait for the update of this
+        one. A program that catches it and goes on encloses the update in ``comm.together``.
+
         If a parameter gets its shape and first values in this forward pass, all ranks take
         those of the first rank that has them and run the forward pass again; what the first
         run changed in the links is taken back.

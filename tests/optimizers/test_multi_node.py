@@ -16,7 +16,7 @@ from chainer.serializers import load_npz, save_npz
 
 import mnx
 from mnx.communicators import Communicator
-from mnx.errors import ArgumentError, MismatchError
+from mnx.errors import ArgumentError, MismatchError, RemoteError
 from mnx.optimizers import MultiNodeOptimizer
 from mnx.testing import assert_replicated
 
@@ -535,3 +535,31 @@ def test_a_late_parameter_can_be_initialised_anew(comm: Communicator) -> None:
     np.testing.assert_allclose(model.bn.gamma.array, np.random.normal(0, 1, 6), rtol=1e-6)
     optimizer.update(model, *sample(comm.rank, seed=1))
     equal_on_all_ranks(comm, model)
+
+
+@pytest.mark.needs_ranks(2)
+def test_a_batch_that_one_rank_cannot_take_is_left_out_by_all(comm: Communicator) -> None:
+    model, serial = L.Linear(3, 2), L.Linear(3, 2)
+    optimizer = wrap(comm, model)
+    serial.copyparams(model)
+    plain = chainer.optimizers.MomentumSGD(0.1).setup(serial)
+    left_out = []
+    for step in range(5):
+        xs = np.random.RandomState(step).randn(comm.size, 4, 3).astype('f4')
+
+        def loss(x: np.ndarray, step: int = step) -> chainer.Variable:
+            if step == 2 and comm.rank == comm.size - 1:
+                raise MemoryError('a long sentence')
+            return F.mean(model(x) ** 2)
+
+        try:
+            with comm.together('an update'):
+                optimizer.update(loss, xs[comm.rank])
+        except (MemoryError, RemoteError) as error:
+            left_out.append((step, 'a long sentence' in str(error)))
+        if step != 2:
+            plain.update(lambda x: F.mean(serial(x) ** 2), np.concatenate(xs))
+    assert left_out == [(2, True)]
+    equal_on_all_ranks(comm, model)
+    for one, other in zip(model.params(), serial.params(), strict=True):
+        np.testing.assert_allclose(one.array, other.array, rtol=1e-5, atol=1e-6)
