@@ -55,6 +55,8 @@ _SETTINGS = {
     'OMPI_ALLOW_RUN_AS_ROOT_CONFIRM': '1',
     'PRTE_MCA_rmaps_default_mapping_policy': ':oversubscribe',
     'OMPI_MCA_rmaps_base_oversubscribe': '1',
+    # whose launcher gives its ranks a terminal, which would see colours
+    'TERM': 'dumb',
 }
 
 

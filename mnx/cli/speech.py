@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ FAILED = 1  # something is wrong that the command was asked to look at
 USAGE = 2  # wrong option, command or file
 UNFIT = 3  # a package is missing, or the launcher and MPI do not fit together
 UNHEARD = 141  # alone: nobody reads the output to its end, as with `| head`; 128 + SIGPIPE
+FIRST_WORD = 1.0  # seconds by which rank 0 may be later than others to say why all leave
 
 
 def speaks() -> bool:
@@ -99,6 +101,8 @@ def leave(code: int) -> None:
     apart = code == UNFIT or 'mpi4py.MPI' not in sys.modules
     if code and apart and launch.detect(os.environ) is not None:
         last_words.flush()
+        if not speaks():
+            time.sleep(FIRST_WORD)  # Open MPI ends the others when the first one leaves
         os._exit(code)
     if code:
         except_hook.all_exit()

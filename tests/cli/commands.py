@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import pty
 import re
@@ -10,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -27,6 +28,12 @@ def mnx(
 ) -> subprocess.CompletedProcess[str]:
     """Run ``mpiexec -n N python -m mnx ...``; its output holds standard error, too."""
     return mpiexec(n, Path('-m'), 'mnx', *args, timeout=timeout, env=env)
+
+
+def document_in(output: str) -> Any:
+    """Return the only JSON document in what a job prints; an MPI may print lines before it."""
+    (start,) = re.finditer(r'^[\[{]$', output, re.MULTILINE)
+    return json.loads(output[start.start() :])
 
 
 def alone(

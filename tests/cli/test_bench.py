@@ -10,7 +10,7 @@ import pytest
 from mnx.cli import bench, self_test
 from mnx.cli.bench import Plan
 from mnx.communicators import Communicator
-from tests.cli.commands import alone, mnx, needs_extra, on_terminal
+from tests.cli.commands import alone, document_in, mnx, needs_extra, on_terminal
 from tests.launching import starts_jobs
 
 HAS_EXTRA = pytest.mark.skipif("not __import__('importlib').util.find_spec('typer')")
@@ -22,7 +22,7 @@ SHORT = ('-b', '8', '-e', '4K', '-f', '512', '-n', '2', '-w', '1')
 def test_all_communicators_beside_raw_mpi():
     job = mnx(2, 'bench', 'allreduce', *SHORT, '-d', 'double', '--json')
     assert job.returncode == 0, job.stdout
-    lines = json.loads(job.stdout)
+    lines = document_in(job.stdout)
     by = [bench.RAW, *self_test.names(with_nccl=False)]
     assert [(line['size'], line['by']) for line in lines] == [
         (size, name) for size in (8, 4096) for name in by

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mnx.cli import info
-from tests.cli.commands import alone, mnx, needs_extra, on_terminal
+from tests.cli.commands import alone, document_in, mnx, needs_extra, on_terminal
 from tests.launching import starts_jobs
 
 FACTS: dict[str, Any] = {
@@ -51,7 +51,7 @@ def test_rows_tell_why_mpi_cannot_be_used():
 def test_json_of_two_ranks():
     job = mnx(2, 'info', '--json')
     assert job.returncode == 0, job.stdout
-    facts = json.loads(job.stdout)  # one document: rank 0 alone speaks
+    facts = document_in(job.stdout)  # one document: rank 0 alone speaks
     assert facts['versions']['numpy'] == np.__version__
     assert facts['versions']['python'] == sys.version.split()[0]
     assert [rank['rank'] for rank in facts['ranks']] == [0, 1]
