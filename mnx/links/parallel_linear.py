@@ -115,15 +115,16 @@ class ParallelLinear(ParallelLink):
         Raises
         ------
         ArgumentError
-            The input has less than two axes, or less than `n_batch_axes`.
+            The input has less than two axes, or less than `n_batch_axes` (on all ranks).
         """
         x = as_variable(x, 'ParallelLinear')
         if x.ndim < 2 or not 1 <= n_batch_axes <= x.ndim:
-            raise ArgumentError(
-                'ParallelLinear: needs axes of a batch before that of the features, expected an '
-                f'input of 2 at least but got shape {x.shape} and n_batch_axes={n_batch_axes}. '
-                'Reshape it.'
-            )
+            with self.comm._meet('ParallelLinear'):  # the ranks that have begun raise, too
+                raise ArgumentError(
+                    'ParallelLinear: needs axes of a batch before that of the features, expected an '
+                    f'input of 2 at least but got shape {x.shape} and '
+                    f'n_batch_axes={n_batch_axes}. Reshape it.'
+                )
         batch = x.shape[:n_batch_axes]
         if x.ndim != 2 or n_batch_axes != 1:
             x = _as_matrix(x, n_batch_axes)

@@ -301,3 +301,10 @@ def test_an_input_without_batch_or_features_is_an_error(
 ) -> None:
     with pytest.raises(ArgumentError, match='axes of a batch'):
         ParallelLinear(None, 2, comm)(np.zeros(shape, 'f4'), n_batch_axes)
+
+
+def test_a_vector_on_one_rank_is_an_error_on_all(comm: Communicator) -> None:
+    link = ParallelLinear(4, 3, comm)
+    shape = (4,) if comm.rank == comm.size - 1 else (2, 4)
+    with pytest.raises(ArgumentError, match='needs axes of a batch'):
+        link(np.full(shape, comm.rank, np.float32))
