@@ -121,8 +121,8 @@ class ParallelLinear(ParallelLink):
         if x.ndim < 2 or not 1 <= n_batch_axes <= x.ndim:
             with self.comm._meet('ParallelLinear'):  # the ranks that have begun raise, too
                 raise ArgumentError(
-                    'ParallelLinear: needs axes of a batch before that of the features, expected an '
-                    f'input of 2 at least but got shape {x.shape} and '
+                    'ParallelLinear: needs axes of a batch before that of the features, expected '
+                    f'an input of 2 at least but got shape {x.shape} and '
                     f'n_batch_axes={n_batch_axes}. Reshape it.'
                 )
         batch = x.shape[:n_batch_axes]
