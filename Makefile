@@ -24,7 +24,7 @@ DOCS_READY := $(VENV)/.ready-docs
 PIP = PIP_CONSTRAINT=build-constraints.txt PIP_BUILD_CONSTRAINT=build-constraints.txt \
       PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)/bin/python -m pip install --quiet
 
-$(READY): pyproject.toml setup.py build-constraints.txt
+$(READY): pyproject.toml setup.py build-constraints.txt mnx/_kernels.c
 	@$(PYTHON) -c 'import sys; sys.exit("mnx needs Python 3.10 or newer: make PYTHON=..." \
 	    if sys.version_info < (3, 10) else 0)'
 	@echo 'Setting up $(VENV) with $(PYTHON) and $(MPI): once, a minute or two'

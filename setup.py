@@ -1,11 +1,14 @@
 """Build mnx. What can be declared stands in pyproject.toml.
 
-One thing cannot: two small files belong at the root of site-packages, where Python reads them at
-start. They let ``import chainer`` work in every process (see mnx/chainer_compat/__init__.py).
+Two things cannot. Two small files belong at the root of site-packages, where Python reads them at
+start: they let ``import chainer`` work in every process (see mnx/chainer_compat/__init__.py). And
+there are a few loops in C, which are left out where they cannot be built (see mnx/kernels.py).
 """
 
+import os
 from pathlib import Path
 
+import numpy as np
 import setuptools
 
 from distutils.command.install_data import install_data  # isort: skip  (setuptools provides it)
@@ -33,8 +36,17 @@ class Distribution(setuptools.Distribution):
         return self.has_data_files()
 
 
+KERNELS = setuptools.Extension(
+    'mnx._kernels',
+    ['mnx/_kernels.c'],
+    include_dirs=[np.get_include()],
+    extra_compile_args=['-O3'],
+    optional=True,
+)
+
 setuptools.setup(
     distclass=Distribution,
+    ext_modules=[] if os.environ.get('MNX_KERNELS') == '0' else [KERNELS],
     cmdclass={'install_data': InstallAtSiteRoot},
     data_files=[('', [str(STARTUP / 'mnx-chainer.pth'), str(STARTUP / '_mnx_chainer_finder.py')])],
 )

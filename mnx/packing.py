@@ -23,6 +23,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from mnx import kernels
 from mnx.arrays import Array, empty_like, flat, module_of, on_gpu
 from mnx.packing_gpu import BatchedCopy, supports
 
@@ -45,7 +46,7 @@ class Bucket:
     shapes: tuple[tuple[int, ...], ...]
     wire: np.dtype[Any]
 
-    def of(self, arrays: Sequence[Array]) -> Sequence[Array]:
+    def of(self, arrays: list[Array]) -> list[Array]:
         """Return the members."""
         everything = len(self.members) == len(arrays)
         return arrays if everything else [arrays[i] for i in self.members]
@@ -85,22 +86,38 @@ def plan(
     ]
 
 
-class Packer:
-    """Fills and empties the buffers of buckets, and keeps them and their views for the next call.
+class Row:
+    """Arrays of some shapes that lie one behind the other in a flat buffer."""
 
-    A fresh buffer of megabytes would cost its page faults anew at every step, and cutting it
-    into 400 views as much as sending it.
+    def __init__(self, buffer: Array, shapes: Sequence[tuple[int, ...]]) -> None:
+        self.buffer = buffer
+        self._shapes = shapes
+        self._views: list[Array] | None = None  # kept: cutting costs as much as sending
+
+    def copy_to(self, arrays: list[Array]) -> None:
+        """Copy them into these arrays, which may have another layout and dtype."""
+        if kernels.scatter(self.buffer, arrays):
+            return
+        if self._views is None:
+            self._views = shaped_views(self.buffer, self._shapes)
+        copy_each(self._views, arrays)
+
+
+class Packer:
+    """Fills and empties the buffers of buckets, and keeps them for the next call.
+
+    A fresh buffer of megabytes would cost its page faults anew at every step.
     """
 
     def __init__(self) -> None:
         self._batched: WeakKeyDictionary[Bucket, BatchedCopy] = WeakKeyDictionary()
         self._spare: dict[tuple[Any, bool], Array] = {}
-        self._views: WeakKeyDictionary[Bucket, tuple[Array, list[Array]]] = WeakKeyDictionary()
+        self._rows: WeakKeyDictionary[Bucket, Row] = WeakKeyDictionary()
 
     def pack(
         self,
         bucket: Bucket,
-        arrays: Sequence[Array],
+        arrays: list[Array],
         factor: float = 1.0,
         *,
         batched: bool = False,
@@ -114,7 +131,7 @@ class Packer:
         if in_place(bucket, members):
             buffer = flat(members[0])
         else:
-            buffer, _ = self._buffer(bucket, members[0])
+            buffer = self._row(bucket, members[0]).buffer
             if batched and _by_kernel(bucket, members):
                 self._kernel(bucket).pack(members, buffer, factor)
                 return buffer
@@ -126,7 +143,7 @@ class Packer:
         self,
         bucket: Bucket,
         buffer: Array,
-        arrays: Sequence[Array],
+        arrays: list[Array],
         divisor: float = 1.0,
         *,
         batched: bool = False,
@@ -140,28 +157,27 @@ class Packer:
         divide(buffer, divisor)
         if alone:
             return
-        copy_each(self._views[bucket][1], members)
+        self._rows[bucket].copy_to(members)
 
     def _kernel(self, bucket: Bucket) -> BatchedCopy:
         if bucket not in self._batched:
             self._batched[bucket] = BatchedCopy([math.prod(shape) for shape in bucket.shapes])
         return self._batched[bucket]
 
-    def _buffer(self, bucket: Bucket, like: Array) -> tuple[Array, list[Array]]:
-        """Return the bucket's flat buffer, and views into it shaped like the members."""
+    def _row(self, bucket: Bucket, like: Array) -> Row:
+        """Return the bucket's flat buffer, shaped like the members."""
         size = sum(map(math.prod, bucket.shapes))
         spare = self._spare_buffer(like, size, bucket.wire)
-        known = self._views.get(bucket)
-        if known is None or known[0].base is not spare:
-            buffer = spare[:size]
-            self._views[bucket] = known = buffer, shaped_views(buffer, bucket.shapes)
+        known = self._rows.get(bucket)
+        if known is None or known.buffer.base is not spare:
+            self._rows[bucket] = known = Row(spare[:size], bucket.shapes)
         return known
 
     def _spare_buffer(self, like: Array, size: int, dtype: np.dtype[Any]) -> Array:
         key = dtype, on_gpu(like)
         if key not in self._spare or self._spare[key].size < size:
             self._spare[key] = empty_like(like, (size,), dtype)
-            self._views.clear()  # they would keep the old buffer alive
+            self._rows.clear()  # they would keep the old buffer alive
         return self._spare[key]
 
 
@@ -187,13 +203,35 @@ def divide(total: Array, divisor: float) -> None:
         total /= divisor  # rounded once, unlike a product with 1 / divisor
 
 
-def concatenate(arrays: Sequence[Array], out: Array) -> Array:
+def concatenate(arrays: list[Array], out: Array) -> Array:
     """Fill the flat `out` with all elements of `arrays`, converted to its dtype."""
+    if kernels.gather(arrays, out):
+        return out
     if len(arrays) == 1:
         out[...] = arrays[0].reshape(-1)
     else:
         module_of(out).concatenate(arrays, axis=None, out=out, casting='unsafe')
     return out
+
+
+def add_up(
+    parts: list[Array], total: Array, divisor: float = 1.0, twin: Array | None = None
+) -> None:
+    """Add up flat arrays from left to right, and divide: into `total`, and into `twin`, too.
+
+    `twin` may be one of the parts, or none.
+    """
+    if kernels.add(parts, total, divisor, twin):
+        return
+    if len(parts) == 1:
+        total[...] = parts[0]
+    else:
+        np.add(parts[0], parts[1], out=total)
+    for part in parts[2:]:
+        np.add(total, part, out=total)
+    divide(total, divisor)
+    if twin is not None:
+        twin[...] = total
 
 
 def copy_each(sources: Sequence[Array], targets: Sequence[Array]) -> None:

@@ -19,7 +19,7 @@ import hypothesis
 import pytest
 
 import mnx
-from mnx import testing
+from mnx import kernels, testing
 from mnx.communicators import Communicator
 from mnx.transports.devices import visible
 from mnx.transports.mpi import MpiTransport
@@ -246,3 +246,17 @@ def new_comm(request: pytest.FixtureRequest) -> Iterator[Communicator]:
 def shared_path(comm: Communicator, tmp_path: Path) -> Path:
     """A folder that all ranks see."""
     return Path(comm.bcast_obj(str(tmp_path)))
+
+
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have NumPy do what loops in C would."""
+    for name in ('add', 'alike', 'gather', 'scatter'):
+        monkeypatch.setattr(kernels, name, lambda *_: False)
+
+
+@pytest.fixture(params=['kernels', 'numpy'])
+def either_way(request: pytest.FixtureRequest) -> None:
+    """Do it by loops in C (where they were built), and without them."""
+    if request.param == 'numpy':
+        request.getfixturevalue('without_kernels')

@@ -7,7 +7,7 @@
     communicators
     packing, topology, health
     transports
-    arrays, recycling, lazily, errors, chainer_compat
+    arrays, kernels, recycling, lazily, errors, chainer_compat
 
 A module may import what stands below it or beside it, but never in a circle. The source is read,
 not run, so an import inside a function counts too.
@@ -34,7 +34,7 @@ LAYERS = (
     {'communicators'},
     {'packing', 'packing_gpu', 'topology', 'health'},
     {'transports'},
-    {'arrays', 'recycling', 'lazily', 'errors', 'chainer_compat'},
+    {'arrays', 'kernels', '_kernels', 'recycling', 'lazily', 'errors', 'chainer_compat'},
 )
 HEIGHT = {part: -depth for depth, parts in enumerate(LAYERS) for part in parts}
 
@@ -43,6 +43,7 @@ RESERVED = {
     'mpi4py': ('mnx.transports.mpi',),
     'cupy.cuda.nccl': ('mnx.transports.nccl',),
     'chainermn': (),
+    'mnx._kernels': ('mnx.kernels',),
 }
 
 

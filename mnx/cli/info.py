@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Annotated, Any
 
+from mnx import kernels
 from mnx.cli import speech, tables
 from mnx.communicators import Communicator, create_communicator
 from mnx.transports import devices, launch, mpi_features
@@ -74,6 +75,7 @@ def _own_facts(comm: Communicator) -> dict[str, Any]:
         'host': platform.node(),
         'node': comm.inter_rank,
         'cores': cores(),
+        'kernels': kernels.built,
         'gpus': list(seen.gpus),
         'nccl': f'{seen.nccl // 10000}.{seen.nccl // 100 % 100}' if seen.nccl else None,
         'problem_of_nccl': seen.problem,
@@ -94,11 +96,25 @@ def rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _rows_of_mpi(facts['mpi'])
     yield 'launcher', facts['launcher'] or 'none: one process'
     yield 'ranks', f'{len(facts["ranks"])} on {facts["nodes"]} node{"s" * (facts["nodes"] > 1)}'
+    yield 'loops in C', _with_kernels([rank['kernels'] for rank in facts['ranks']])
     for rank in facts['ranks']:
         gpus = ', '.join(rank['gpus']) or 'no GPU'
         nccl = f'NCCL {rank["nccl"]}' if rank['nccl'] else f'no NCCL: {rank["problem_of_nccl"]}'
         yield f'rank {rank["rank"]}', f'{rank["host"]}, {rank["cores"]} cores, {gpus}, {nccl}'
     yield 'auto', f'{facts["auto"]["communicator"]} ({facts["auto"]["reason"]})'
+
+
+def _with_kernels(built: list[bool]) -> str:
+    """Return which ranks have the loops in C.
+
+    >>> _with_kernels([True, False])
+    'not on ranks 1: there NumPy does their work, with many small arrays more slowly'
+    """
+    if all(built):
+        return 'yes'
+    without = ', '.join(str(rank) for rank, there in enumerate(built) if not there)
+    where = f'not on ranks {without}: there' if any(built) else 'no:'
+    return f'{where} NumPy does their work, with many small arrays more slowly'
 
 
 def _rows_of_mpi(mpi: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -85,7 +85,7 @@ class GradientMessages(ArrayMessages, ModelMessages):
         return PendingMean(layout, buckets, pending)
 
     def _start_bucket(
-        self, bucket: Bucket, grads: Sequence[Array], place: str, scaling: Scaling
+        self, bucket: Bucket, grads: list[Array], place: str, scaling: Scaling
     ) -> PendingArray:
         members = bucket.of(grads)
         buffer = empty_at(place, (sum(x.size for x in members),), bucket.wire)

@@ -194,7 +194,7 @@ class ModelMessages(Endpoint):
             table = self._tables[model] = ParameterTable(model)
         return table
 
-    def mean_arrays(self, arrays: Sequence[Array], layout: Layout, scaling: Scaling) -> None:
+    def mean_arrays(self, arrays: list[Array], layout: Layout, scaling: Scaling) -> None:
         """Replace arrays by their mean over all ranks, in place. Collective."""
         wire = self._config.allreduce_grad_dtype
         between_nodes = self.narrow_wire() if layout.place == 'cpu' else None

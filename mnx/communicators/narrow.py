@@ -23,6 +23,7 @@ import numpy as np
 
 from mnx.arrays import Array, as_bytes
 from mnx.communicators.chunks import share
+from mnx.packing import concatenate
 from mnx.transports.base import Transport
 
 
@@ -41,13 +42,18 @@ def all_reduce(
         total = total.view(total.real.dtype)
     rank, size = transport.rank, transport.size
     shares = [share(total.size, r, size) for r in range(size)]
-    sent = total.astype(wire)
+    sent = converted(total, wire)
     parts = list(np.empty((size, shares[rank].stop - shares[rank].start), wire))
     transport.all_to_all([as_bytes(sent[s]) for s in shares], list(map(as_bytes, parts)))
-    own = parts[0].astype(total.dtype)
+    own = converted(parts[0], total.dtype)
     for part in parts[1:]:
-        own += part.astype(total.dtype)
+        own += converted(part, total.dtype)
     finish(own)
     counts = [(s.stop - s.start) * wire.itemsize for s in shares]
-    transport.all_gather(as_bytes(own.astype(wire)), as_bytes(sent), counts)
-    total[...] = sent
+    transport.all_gather(as_bytes(converted(own, wire)), as_bytes(sent), counts)
+    concatenate([sent], total)
+
+
+def converted(x: Array, dtype: np.dtype[Any]) -> Array:
+    """Return a copy of the flat array in another dtype."""
+    return concatenate([x], np.empty(x.size, dtype))

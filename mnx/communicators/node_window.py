@@ -34,7 +34,7 @@ import numpy as np
 
 from mnx.arrays import Array
 from mnx.communicators.chunks import Line, Stretch, share
-from mnx.packing import concatenate, copy_each, shaped_views
+from mnx.packing import Row, add_up, concatenate
 from mnx.transports.base import SharedWindow, Transport
 
 BUFFERS = 3
@@ -52,6 +52,9 @@ class Steps(Protocol):
     def changes_input(self) -> bool:
         """Tell whether `before` does anything."""
 
+    def divisor(self) -> float | None:
+        """Return by what `after` divides, if it does nothing else."""
+
 
 @dataclass
 class Part:
@@ -63,13 +66,13 @@ class Part:
         Which elements of the arrays it is.
     place : slice
         Where in a buffer.
-    views : list of arrays or None
-        That place in the result buffer, cut into the shapes of the arrays; kept for the next time.
+    row : Row or None
+        That place in the result buffer, in the shapes of the arrays; kept for the next time.
     """
 
     stretch: Stretch
     place: slice
-    views: list[Array] | None = None
+    row: Row | None = None
 
 
 @dataclass
@@ -130,6 +133,7 @@ class NodeWindow:
         self._owners = owners
         self._chunk_bytes = chunk_bytes
         self._window: SharedWindow = intra.allocate_shared(2 * BUFFERS * chunk_bytes)
+        self._known: dict[np.dtype[Any], tuple[list[list[Array]], list[Array]]] = {}
 
     def plan(self, shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any]) -> Plan:
         """Cut arrays of these shapes, summed in `dtype`, into chunks for this rank."""
@@ -149,8 +153,7 @@ class NodeWindow:
             arrays[i][...] = flat[i]
 
     def _sum(self, plan: Plan, arrays: list[Array], steps: Steps) -> None:
-        inputs = [self._buffers(plan.dtype, rank, 0) for rank in range(self._size)]
-        results = self._buffers(plan.dtype, 0, BUFFERS)
+        inputs, results = self._buffers(plan.dtype)
         count = len(plan.chunks)
         self._copy_in(plan, 0, arrays, inputs, steps)
         for k in range(count + 1):
@@ -166,6 +169,7 @@ class NodeWindow:
 
     def close(self) -> None:
         """Free the window. Collective."""
+        self._known.clear()
         self._window.close()
 
     def _chunk(self, line: Line, start: int, stop: int) -> Chunk:
@@ -176,8 +180,15 @@ class NodeWindow:
         ]
         return Chunk(mine, [part for part in others if part.stretch.length])
 
-    def _buffers(self, dtype: np.dtype[Any], rank: int, first: int) -> list[Array]:
-        """Return half of a rank's slot: its inputs, or behind rank 0's the results."""
+    def _buffers(self, dtype: np.dtype[Any]) -> tuple[list[list[Array]], list[Array]]:
+        """Return the input buffers of every rank, and the result buffers, which rank 0 holds."""
+        if dtype not in self._known:
+            ranks = range(self._size)
+            inputs = [self._half_of_a_slot(dtype, rank, 0) for rank in ranks]
+            self._known[dtype] = inputs, self._half_of_a_slot(dtype, 0, BUFFERS)
+        return self._known[dtype]
+
+    def _half_of_a_slot(self, dtype: np.dtype[Any], rank: int, first: int) -> list[Array]:
         slot = self._window.slots[rank]
         return [
             slot[q * self._chunk_bytes : (q + 1) * self._chunk_bytes].view(dtype)
@@ -185,14 +196,14 @@ class NodeWindow:
         ]
 
     def _copy_in(
-        self, plan: Plan, k: int, arrays: Sequence[Array], inputs: list[list[Array]], steps: Steps
+        self, plan: Plan, k: int, arrays: list[Array], inputs: list[list[Array]], steps: Steps
     ) -> None:
         buffer = inputs[self._rank][k % BUFFERS]
         for part in plan.chunks[k].others:
             concatenate(part.stretch.of(arrays), buffer[part.place])
             steps.before(buffer[part.place])
 
-    def _copy_out(self, plan: Plan, k: int, arrays: Sequence[Array], results: list[Array]) -> None:
+    def _copy_out(self, plan: Plan, k: int, arrays: list[Array], results: list[Array]) -> None:
         for part in plan.chunks[k].others:
             _copy_out(plan, part, arrays, results[k % BUFFERS])
 
@@ -200,7 +211,7 @@ class NodeWindow:
         self,
         plan: Plan,
         k: int,
-        arrays: Sequence[Array],
+        arrays: list[Array],
         inputs: list[list[Array]],
         result: Array,
         steps: Steps,
@@ -210,34 +221,33 @@ class NodeWindow:
             return
         total = result[own.place]
         parts = [buffers[k % BUFFERS][own.place] for buffers in inputs]
-        parts[self._rank] = _own_part(own.stretch.of(arrays), parts[self._rank], steps)
-        _add_up(parts, total)
-        steps.after(total)
-        _copy_out(plan, own, arrays, result)  # while the core has it in its cache
+        views = own.stretch.of(arrays)
+        divisor = steps.divisor()
+        flat = _as_it_is(views, total, steps)
+        if flat is None:
+            concatenate(views, parts[self._rank])
+            steps.before(parts[self._rank])
+        else:
+            parts[self._rank] = flat
+        # and out again, while the core has it in its cache
+        if divisor is not None:
+            add_up(parts, total, divisor, flat)
+        else:
+            add_up(parts, total)
+            steps.after(total)
+        if divisor is None or flat is None:
+            _copy_out(plan, own, arrays, result)
 
 
-def _own_part(views: list[Array], place: Array, steps: Steps) -> Array:
-    """Return this rank's share as one flat array: itself if it is one, else a copy in `place`."""
+def _as_it_is(views: list[Array], total: Array, steps: Steps) -> Array | None:
+    """Return this rank's share if it is one array that needs no change to be added."""
     view = views[0]
-    as_it_is = view.dtype == place.dtype and view.flags.c_contiguous and not steps.changes_input()
-    if len(views) == 1 and as_it_is:
-        return view.reshape(-1)
-    concatenate(views, place)
-    steps.before(place)
-    return place
+    if len(views) > 1 or steps.changes_input():
+        return None
+    return view.reshape(-1) if view.dtype == total.dtype and view.flags.c_contiguous else None
 
 
-def _add_up(parts: list[Array], total: Array) -> None:
-    """Add up the parts from left to right."""
-    if len(parts) == 1:
-        total[...] = parts[0]
-        return
-    np.add(parts[0], parts[1], out=total)
-    for part in parts[2:]:
-        np.add(total, part, out=total)
-
-
-def _copy_out(plan: Plan, part: Part, arrays: Sequence[Array], result: Array) -> None:
-    if part.views is None:
-        part.views = shaped_views(result[part.place], part.stretch.shapes(plan.shapes))
-    copy_each(part.views, part.stretch.of(arrays))
+def _copy_out(plan: Plan, part: Part, arrays: list[Array], result: Array) -> None:
+    if part.row is None:
+        part.row = Row(result[part.place], part.stretch.shapes(plan.shapes))
+    part.row.copy_to(part.stretch.of(arrays))

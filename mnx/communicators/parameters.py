@@ -16,6 +16,7 @@ from typing import Any
 import chainer
 import numpy as np
 
+from mnx import kernels
 from mnx.arrays import Array, module_of, place_of, reduction
 from mnx.packing import Bucket, plan
 
@@ -57,6 +58,13 @@ class Layout:
         self.nbytes = sum(x.nbytes for x in arrays)
         self.whole_numbers = [n for n, (_, d) in zip(names, self.kinds, strict=True) if is_whole(d)]
         self._plans: dict[tuple[np.dtype[Any] | None, float, bool], list[Bucket]] = {}
+
+    def is_of(self, names: Sequence[str], arrays: list[Array]) -> bool:
+        """Tell whether these arrays, on a CPU and each in memory of its own, have this layout.
+
+        Not tried without `mnx.kernels`.
+        """
+        return kernels.alike(arrays, self._shapes, self._dtypes) and self.names == names
 
     def describes(self, names: Sequence[str], arrays: Sequence[Array], types: set[type]) -> bool:
         """Tell whether these arrays, of these types, have this layout."""
@@ -131,6 +139,8 @@ class ParameterTable:
         With `zero_fill`, initialised parameters without a gradient get zeros.
         """
         names, grads = self.names, self._gradients()
+        if self._layout.is_of(names, grads):
+            return self._layout, grads
         types = set(map(type, grads))
         if type(None) in types:
             if zero_fill:

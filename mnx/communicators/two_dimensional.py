@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -90,13 +89,17 @@ class AcrossNodes:
         """Tell whether `before` does anything."""
         return self.scaling.factor != 1.0
 
+    def divisor(self) -> float | None:
+        """Return by what `after` divides, if it does nothing else."""
+        return self.scaling.divisor if self.inter is None else None
+
 
 class TwoDimensionalCommunicator(Communicator):
     """Shared memory or NCCL inside a node, MPI across nodes; short lists go by MPI alone."""
 
     name = 'two_dimensional'
 
-    def mean_arrays(self, arrays: Sequence[Array], layout: Layout, scaling: Scaling) -> None:
+    def mean_arrays(self, arrays: list[Array], layout: Layout, scaling: Scaling) -> None:
         """Replace arrays by their mean over all ranks, in place. Collective."""
         on_cpu = layout.place == 'cpu'  # as on all ranks, which have compared it
         by_mpi = layout.nbytes < WINDOW_FROM or self.size == 1 or not on_cpu

@@ -17,6 +17,7 @@ import pytest
 from packaging.version import Version
 
 import mnx
+from mnx import kernels
 from tests.chainer_compat.interpreters import run
 from tests.launching import ROOT, starts_jobs
 
@@ -42,7 +43,9 @@ pytestmark = [
 def build(kind: str, folder: Path) -> Path:
     """Build 'wheel' or 'editable' from a copy of the sources in `folder`; return the wheel."""
     source = folder / 'source'
-    ignored = shutil.ignore_patterns('__pycache__', '.*', 'build', '*.egg-info', 'tests', 'docs')
+    ignored = shutil.ignore_patterns(
+        '__pycache__', '.*', 'build', '*.egg-info', 'tests', 'docs', '*.so'
+    )
     shutil.copytree(ROOT, source, ignore=ignored)
     dist = folder / 'dist'
     dist.mkdir()
@@ -80,10 +83,20 @@ def test_install_use_uninstall(kind, tmp_path):
     assert ours(site) == set()
 
 
-def test_wheel_holds_the_package_and_nothing_else(tmp_path):
+def test_wheel_holds_the_package_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setenv('MNX_KERNELS', '0')
     wheel = build('wheel', tmp_path)
     assert wheel.name == f'mnx-{mnx.__version__}-py3-none-any.whl'
+    assert contents(wheel) == sources()
+
+
+def contents(wheel: Path) -> set[str]:
     names = set(zipfile.ZipFile(wheel).namelist())
+    assert any(name.endswith('LICENSE') for name in names)
+    return {name for name in names if '.dist-info/' not in name}
+
+
+def sources() -> set[str]:
     home = Path(mnx.__file__).parent
     modules = {
         f'mnx/{path.relative_to(home).as_posix()}'
@@ -91,6 +104,26 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path):
         if path.parent.name != 'startup'
     }
     data = {f'mnx-{mnx.__version__}.data/purelib/{name}' for name in AT_SITE_ROOT}
-    others = {name for name in names if '.dist-info/' not in name}
-    assert others == modules | data | {'mnx/py.typed'}
-    assert any(name.endswith('LICENSE') for name in names)
+    return modules | data | {'mnx/py.typed', 'mnx/_kernels.pyi'}
+
+
+@pytest.mark.skipif(not kernels.built, reason='mnx was installed without a C compiler')
+def test_wheel_with_loops_in_c(tmp_path):
+    wheel = build('wheel', tmp_path)
+    assert contents(wheel) == sources() | {f'mnx/_kernels{sysconfig.get_config_var("EXT_SUFFIX")}'}
+    python, _ = environment(tmp_path / 'env')
+    run('-m', 'pip', '--python', python, 'install', '--no-deps', wheel, cwd=tmp_path)
+    program = 'from mnx import kernels; print(kernels.built)'
+    assert run('-c', program, python=python, cwd=tmp_path).strip() == 'True'
+
+
+@pytest.mark.parametrize('kind', ['wheel', 'editable'])
+def test_no_compiler_is_no_error(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv('CC', str(tmp_path / 'no_such_compiler'))
+    wheel = build(kind, tmp_path)
+    assert not [name for name in contents(wheel) if '_kernels.c' in name]
+    assert not list(tmp_path.glob('source/mnx/*.so'))
+    python, _ = environment(tmp_path / 'env')
+    run('-m', 'pip', '--python', python, 'install', '--no-deps', wheel, cwd=tmp_path)
+    program = 'from mnx import kernels; print(kernels.built)'
+    assert run('-c', program, python=python, cwd=tmp_path).strip() == 'False'

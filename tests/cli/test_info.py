@@ -22,6 +22,7 @@ FACTS: dict[str, Any] = {
             'host': 'a',
             'node': 0,
             'cores': 8,
+            'kernels': True,
             'gpus': ['a 00:1'],
             'nccl': '2.32',
             'problem_of_nccl': '',
@@ -38,6 +39,14 @@ def test_rows_tell_every_fact():
     assert (rows['MPI'], rows['MPI shared windows']) == ('MPICH', 'no')
     assert rows['rank 0'] == 'a, 8 cores, a 00:1, NCCL 2.32'
     assert rows['auto'] == 'nccl (because)'
+    assert rows['loops in C'] == 'yes'
+
+
+def test_rows_tell_who_has_no_loops_in_c():
+    [rank] = FACTS['ranks']
+    other = {**rank, 'rank': 1, 'kernels': False}
+    for ranks, expected in [([rank, other], 'not on ranks 1: there'), ([other], 'no: NumPy')]:
+        assert dict(info.rows({**FACTS, 'ranks': ranks}))['loops in C'].startswith(expected)
 
 
 def test_rows_tell_why_mpi_cannot_be_used():

@@ -13,6 +13,8 @@ from mnx.testing import create_on_nodes
 from mnx.transports.mpi import MpiTransport
 from tests.communicators.test_model_messages import link_of
 
+pytestmark = pytest.mark.usefixtures('either_way')
+
 WIRES: list[Any] = ['float16', ml_dtypes.bfloat16]
 
 

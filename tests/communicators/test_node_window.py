@@ -9,6 +9,8 @@ import pytest
 from mnx import testing
 from mnx.communicators import Communicator, two_dimensional
 
+pytestmark = pytest.mark.usefixtures('either_way')
+
 
 def model_with(sizes: list[int], dtypes: list[str], rank: int) -> chainer.Link:
     model = chainer.Link()

@@ -12,6 +12,8 @@ import pytest
 
 from mnx.communicators.parameters import Layout, ParameterTable
 
+pytestmark = pytest.mark.usefixtures('either_way')
+
 F2, F4, F8 = map(np.dtype, ('f2', 'f4', 'f8'))
 
 
