@@ -153,6 +153,22 @@ def empty_at(place: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
     return cupy.empty(tuple(shape), dtype)
 
 
+def rows_like(x: Array, count: int) -> tuple[Array, ...]:
+    """Return `count` uninitialised arrays of the place, shape and dtype of `x`.
+
+    Those too short for their memory to be used again share a piece that is not.
+    """
+    place = place_of(x)
+    if x.nbytes < recycling.FROM_BYTES <= x.nbytes * count:
+        return rows_of(empty_at(place, (count, *x.shape), x.dtype))
+    return tuple(empty_at(place, x.shape, x.dtype) for _ in range(count))
+
+
+def rows_of(block: Array) -> tuple[Array, ...]:
+    """Return the rows of an array as arrays, also if they hold one number each."""
+    return tuple(block[i, ...] for i in range(len(block)))
+
+
 def pinned_empty(nbytes: int) -> Array:
     """Return `nbytes` of host memory, flat uint8, which GPUs copy at full speed."""
     import cupyx

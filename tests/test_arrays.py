@@ -10,6 +10,7 @@ import pytest
 from chainer import Variable
 from hypothesis import given, settings
 
+from mnx import recycling
 from mnx.arrays import (
     DTYPE_NAMES,
     MAX_NDIM,
@@ -20,6 +21,7 @@ from mnx.arrays import (
     flat,
     is_array,
     reduction,
+    rows_like,
     sendable,
 )
 from mnx.errors import ArgumentError, DtypeError
@@ -175,3 +177,19 @@ def test_a_header_has_room_for_so_many_dimensions() -> None:
     assert sendable(x, 'send') is x
     with pytest.raises(ArgumentError, match=r'^send: arrays of 15 dimensions'):
         sendable(x[None], 'send')
+
+
+@pytest.mark.parametrize('shape', [(), (3,), (0, 2), (2, 3)])
+def test_rows_like_another_array(shape: tuple[int, ...]) -> None:
+    rows = rows_like(np.zeros(shape, 'f4'), 3)
+    assert [(type(x), x.shape, x.dtype) for x in rows] == [(np.ndarray, shape, F4)] * 3
+    assert all(x.flags.c_contiguous and x.flags.writeable for x in rows)
+
+
+def test_rows_share_memory_only_where_that_is_used_again() -> None:
+    few = recycling.FROM_BYTES // 4 // 2
+    for size, count, share in [(few - 1, 2, False), (few, 2, True), (2 * few, 2, False)]:
+        first, second = rows_like(np.zeros(size, F4), count)
+        assert (first.base is not None and first.base is second.base) == share
+        first[...], second[...] = 1, 2
+        assert (first == 1).all()

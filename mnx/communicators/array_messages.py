@@ -19,6 +19,8 @@ from mnx.arrays import (
     on_gpu,
     place_of,
     reduction,
+    rows_like,
+    rows_of,
     sendable,
 )
 from mnx.communicators import headers
@@ -256,11 +258,13 @@ class ArrayMessages(Endpoint):
             meeting.bring(f'root={root}', *_where(x))
             words = headers.header(x)
             meeting.carry(words)
-        at_root = self.rank == root
-        table: Array = headers.repeated(words, self.size) if at_root else None
-        if not meeting.all_brought_the_same():
+        at_root, found = self.rank == root, None
+        if meeting.all_brought_the_same():
+            found = rows_like(x, self.size) if at_root else None
+        else:
+            table = headers.empty_table(self.size) if at_root else None
             self._control.gather(words, table, root)
-        found = None if table is None else tuple(headers.allocate(words) for words in table)
+            found = None if table is None else tuple(map(headers.allocate, table))
         self._arrays.gather(as_bytes(x), found and [as_bytes(y) for y in found], root)
         return found
 
@@ -278,9 +282,12 @@ class ArrayMessages(Endpoint):
             meeting.bring(*_where(x))
             words = headers.header(x)
             meeting.carry(words)
-        table = headers.repeated(words, self.size)
-        if not meeting.all_brought_the_same():
-            self._control.all_gather(words, flat(table), [headers.WORDS] * self.size)
+        if meeting.all_brought_the_same():
+            block = empty_at(place_of(x), (self.size, *x.shape), x.dtype)
+            self._arrays.all_gather(as_bytes(x), as_bytes(block), [x.nbytes] * self.size)
+            return rows_of(block)
+        table = headers.empty_table(self.size)
+        self._control.all_gather(words, flat(table), [headers.WORDS] * self.size)
         counts = headers.nbytes(table)
         received = empty_at(place_of(x), [sum(counts)], np.dtype(np.uint8))
         self._arrays.all_gather(as_bytes(x), received, counts)
@@ -327,10 +334,12 @@ class ArrayMessages(Endpoint):
             meeting.bring(*_where(rows[0]))
             words = headers.common(rows)
             meeting.carry(words)
-        table: Array = headers.repeated(words, self.size)
-        if words[0] == headers.MIXED or not meeting.all_brought_the_same():
+        if words[0] != headers.MIXED and meeting.all_brought_the_same():
+            received = rows_like(rows[0], self.size)
+        else:
+            table = headers.empty_table(self.size)
             self._control.all_to_all(headers.headers(rows), table)
-        received = tuple(headers.allocate(words) for words in table)
+            received = tuple(map(headers.allocate, table))
         self._arrays.all_to_all([as_bytes(x) for x in rows], [as_bytes(y) for y in received])
         return received
 
@@ -348,7 +357,8 @@ class ArrayMessages(Endpoint):
         The counterpart is ``recv(source, tag)`` on rank `dest`. Returns when `data` may be
         changed, which for long messages is when `dest` has begun to receive.
         """
-        self.mail.send(data, *self._route('send', 'dest', dest, tag))
+        to, number = self._route('send', 'dest', dest, tag)
+        self.mail.send(data, to, number)
 
     def recv(self, source: SupportsIndex, tag: SupportsIndex = 0) -> Array | tuple[Array, ...]:
         """Receive what `source` sent with `tag`: an array, or a tuple if it sent a sequence.
@@ -359,10 +369,12 @@ class ArrayMessages(Endpoint):
             A rank, or mpi4py's ``MPI.ANY_SOURCE``.
         tag : int
         """
-        if source == self._arrays.any_source:
+        is_rank = type(source) is int and source >= 0  # no further look, which takes as long
+        if not is_rank and source == self._arrays.any_source:
             self._check_open('recv')
             return self.mail.recv(int(source), self._tag('recv', tag))
-        return self.mail.recv(*self._route('recv', 'source', source, tag))
+        sender, number = self._route('recv', 'source', source, tag)
+        return self.mail.recv(sender, number)
 
     @functools.cached_property
     def mail(self) -> PointToPoint:

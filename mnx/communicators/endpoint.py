@@ -181,9 +181,10 @@ class Endpoint:
         self, call: str, name: str, peer: SupportsIndex, tag: SupportsIndex
     ) -> tuple[int, int]:
         """Return the other rank and the tag of a message, if they are valid."""
+        usual = type(peer) is type(tag) is int and not self._resources.closed
+        if usual and 0 <= peer < self.size and 0 <= tag <= self._max_tag:  # type: ignore[operator]
+            return peer, tag  # type: ignore[return-value]
         self._check_open(call)
-        if type(peer) is type(tag) is int and 0 <= peer < self.size and 0 <= tag <= self._max_tag:
-            return peer, tag
         return self._rank(call, name, peer), self._tag(call, tag)
 
     def _one_per_rank(self, call: str, given: int) -> None:

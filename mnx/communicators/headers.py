@@ -48,9 +48,9 @@ def common(xs: Sequence[Array]) -> Array:
     return words
 
 
-def repeated(words: Array, times: int) -> Array:
-    """Return the table of `times` equal headers, shape (times, 16)."""
-    return np.tile(words, (times, 1))
+def empty_table(count: int) -> Array:
+    """Return room for the headers of `count` arrays, shape (count, 16)."""
+    return np.empty((count, WORDS), np.int64)
 
 
 def allocate(words: Array) -> Array:

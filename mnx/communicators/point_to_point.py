@@ -13,11 +13,12 @@ latency. So the lead of a dtype and shape is made once, and found again by a dic
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from mnx.arrays import Array, as_bytes, empty_at, flat, is_array, on_gpu, sendable
 from mnx.communicators import headers
@@ -46,24 +47,28 @@ class PointToPoint:
 
     Attributes
     ----------
-    sent, received : Counter
+    sent, received : defaultdict of int
         Messages by the other rank and tag. MPI keeps their order, so both ends count alike.
     """
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self.sent: Counter[tuple[int, int]] = Counter()
-        self.received: Counter[tuple[int, int]] = Counter()
+        self.sent: defaultdict[tuple[int, int], int] = defaultdict(int)
+        self.received: defaultdict[tuple[int, int], int] = defaultdict(int)
         self._leads: dict[Kind, bytes] = {}
         self._long: dict[bytes, Kind] = {}  # leads of arrays that do not fit into a frame
         self._frames: list[Frame] = []  # more than one if several threads receive
 
     def send(self, data: Array | Sequence[Array], dest: int, tag: int) -> None:
         """Send an array, or a sequence of arrays of any dtypes."""
-        if type(data) is np.ndarray:
+        if type(data) is ndarray:
             lead = self._leads.get((data.dtype, data.shape))
             if lead is not None:
-                self._send_known(lead, data, dest, tag)
+                if data.nbytes <= INLINE_BYTES:
+                    self._transport.send_frame(lead + data.tobytes(), dest, tag)
+                else:
+                    self._transport.send_frame(lead, dest, tag)
+                    self._transport.send(as_bytes(np.ascontiguousarray(data)), dest, tag)
                 self.sent[dest, tag] += 1
                 return
         bare = is_array(data) or not isinstance(data, Iterable)
@@ -86,13 +91,6 @@ class PointToPoint:
             return found
         finally:
             self._frames.append(frame)
-
-    def _send_known(self, lead: bytes, data: Array, dest: int, tag: int) -> None:
-        if data.nbytes <= INLINE_BYTES:
-            self._transport.send_frame(lead + data.tobytes(), dest, tag)
-            return
-        self._transport.send_frame(lead, dest, tag)
-        self._transport.send(as_bytes(np.ascontiguousarray(data)), dest, tag)
 
     def _send(self, arrays: Sequence[Array], count: int, dest: int, tag: int) -> None:
         table = headers.headers(arrays).tobytes()

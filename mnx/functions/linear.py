@@ -14,7 +14,7 @@ from mnx.errors import MismatchError
 from mnx.functions.node import Communication
 
 if TYPE_CHECKING:
-    from collections import Counter
+    from collections import defaultdict
 
 Arrays = tuple[Array, ...]
 
@@ -105,7 +105,7 @@ class Message(Communication):
 
     is_collective = False
 
-    def _count(self, counter: Counter[tuple[int, int]]) -> None:
+    def _count(self, counter: defaultdict[tuple[int, int], int]) -> None:
         """Keep the number of the message that has just been counted."""
         self.turn = counter[int(self.route.peer), int(self.route.tag)]
 

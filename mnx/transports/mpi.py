@@ -13,6 +13,8 @@ import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from threading import get_ident
+from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -22,7 +24,7 @@ from mnx.transports import launch
 from mnx.transports.base import ANY_TAG, Channels, Pending, Transport
 from mnx.transports.hosts import shared_hosts
 from mnx.transports.local import OwnMail
-from mnx.transports.waiting import waits
+from mnx.transports.waiting import since, waits
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -149,20 +151,35 @@ class MpiTransport(Transport):
         for piece in pieces(buffer):
             self._comm.Recv(piece, source, tag)
 
-    @waits
+    # The next two take as little as can be: what `waits` does is written out.
     def send_frame(self, frame: bytes, dest: int, tag: int) -> None:
         if dest == self.rank:
             self._own_mail.put(frame, tag)
-        else:
+            return
+        thread = get_ident()
+        since[thread] = monotonic()
+        try:
             self._comm.Send(frame, dest, tag)
+        finally:
+            since.pop(thread, None)
 
-    @waits
     def recv_frame(
         self, memory: bytearray, source: int, tag: int, status: MPI.Status | None = None
     ) -> tuple[int, int]:
-        if status is None and tag != ANY_TAG and self.rank != source != self.any_source:
-            self._comm.Recv(memory, source, tag)  # the usual case, and the fastest
-            return source, tag
+        if status is not None or tag == ANY_TAG or source in (self.rank, self.any_source):
+            return self._recv_any_frame(memory, source, tag, status)
+        thread = get_ident()
+        since[thread] = monotonic()
+        try:
+            self._comm.Recv(memory, source, tag)
+        finally:
+            since.pop(thread, None)
+        return source, tag
+
+    @waits
+    def _recv_any_frame(
+        self, memory: bytearray, source: int, tag: int, status: MPI.Status | None
+    ) -> tuple[int, int]:
         status = status or self._mpi.Status()
         own = self._own_mail.take(tag) if source == self.rank else None
         if own is None and source == self.any_source:
@@ -255,7 +272,7 @@ class MpiTransport(Transport):
     def _exchange(
         self, sends: Iterable[tuple[int, Array]], receives: Iterable[tuple[int, Array]]
     ) -> None:
-        own: list[Array] = []
+        own: list[Array] = []  # where it goes, and what
         requests: list[MPI.Request] = []
         for source, buffer in receives:
             if source == self.rank:
@@ -265,9 +282,11 @@ class MpiTransport(Transport):
         for dest, buffer in sends:
             synchronize(buffer)
             if dest == self.rank:
-                own[0][...] = buffer
+                own.append(buffer)
             else:
                 requests += [self._comm.Isend(p, dest, self._own_tag) for p in pieces(buffer)]
+        if own:
+            own[0][...] = own[1]  # while the others begin
         self._mpi.Request.Waitall(requests)
 
     @waits

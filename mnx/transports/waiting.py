@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 P = ParamSpec('P')
 R = TypeVar('R')
 
-_since: dict[int, float] = {}  # by thread: when its wait began
+since: dict[int, float] = {}  # by thread: when its wait began
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ def waits(method: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(method)
     def call(*args: Any) -> Any:
         thread = get_ident()
-        _since[thread] = monotonic()
+        since[thread] = monotonic()
         try:
             return method(*args)  # type: ignore[call-arg]
         finally:
-            _since.pop(thread, None)  # a marked method inside this one has taken it out already
+            since.pop(thread, None)  # a marked method inside this one has taken it out already
 
     return cast('Callable[P, R]', call)
 
 
 def longest() -> Wait | None:
     """Return the wait that has lasted longest; None while no thread waits."""
-    now = _since.copy()
+    now = since.copy()
     return min((Wait(*item) for item in now.items()), key=lambda wait: wait.start, default=None)
