@@ -95,6 +95,10 @@ bench: $(READY)  ## One gradient exchange against one raw MPI Allreduce
 # Ranks that wait must not yield here: on a quiet machine that costs half a millisecond each time.
 measure = env -u MPIR_CVAR_ENABLE_HEAVY_YIELD $(call on,$(1),benchmarks/$(2).py $(4) --json $(RESULTS)/$(3).json)
 RESULTS = benchmarks/results
+# Root alone may set up a network.
+, := ,
+cluster = test "$$(id -u)" != 0 || $(VENV)/bin/python benchmarks/cluster_exchange.py \
+    --shapes 2x2$(,)2x4$(,)4x2 --repeats 3 $(2) --json $(RESULTS)/$(1).json </dev/null
 
 results: $(READY)  ## All benchmarks, for a quiet machine; into docs/benchmarks.md
 	rm -f $(RESULTS)/*.json
@@ -103,8 +107,8 @@ results: $(READY)  ## All benchmarks, for a quiet machine; into docs/benchmarks.
 	$(call measure,2,point_to_point,point_to_point)
 	$(call measure,2,collectives,collectives_2)
 	$(call measure,4,collectives,collectives_4)
-	test "$$(id -u)" != 0 || $(VENV)/bin/python benchmarks/cluster_exchange.py \
-	    --json $(RESULTS)/cluster_exchange.json </dev/null
+	$(call cluster,cluster_exchange,--links 1gbit/0.1ms --sets mlp$(,)resnet50$(,)small)
+	$(call cluster,cluster_exchange_100mbit,--links 100mbit/0.1ms --sets mlp$(,)small)
 	$(VENV)/bin/python benchmarks/plot.py
 
 faults: $(READY)  ## What becomes of jobs of which a rank fails, ten minutes; into docs/faults.md
