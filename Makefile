@@ -29,6 +29,7 @@ $(READY): pyproject.toml setup.py build-constraints.txt mnx/_kernels.c
 	    if sys.version_info < (3, 10) else 0)'
 	@echo 'Setting up $(VENV) with $(PYTHON) and $(MPI): once, a minute or two'
 	@$(PYTHON) -m venv --clear $(VENV)
+	@rm -f mnx/_kernels.*.so
 	@$(PIP) --editable '.[$(MPI),examples,plot,cli,test]'
 	@touch $(VENV)/.ready-$(MPI) $@
 
@@ -118,4 +119,5 @@ docs: $(DOCS_READY)  ## The documentation, in docs/_build/html
 	$(VENV)/bin/sphinx-build --fail-on-warning --quiet docs docs/_build/html
 
 clean:  ## Remove all that make has made
+	rm -f mnx/_kernels.*.so
 	rm -rf $(VENV) build dist docs/_build mnx.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

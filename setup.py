@@ -8,7 +8,6 @@ there are a few loops in C, which are left out where they cannot be built (see m
 import os
 from pathlib import Path
 
-import numpy as np
 import setuptools
 
 from distutils.command.install_data import install_data  # isort: skip  (setuptools provides it)
@@ -36,17 +35,28 @@ class Distribution(setuptools.Distribution):
         return self.has_data_files()
 
 
-KERNELS = setuptools.Extension(
-    'mnx._kernels',
-    ['mnx/_kernels.c'],
-    include_dirs=[np.get_include()],
-    extra_compile_args=['-O3'],
-    optional=True,
-)
+def kernels() -> list[setuptools.Extension]:
+    """Return the loops in C, or nothing where they are not wanted or cannot be built."""
+    if os.environ.get('MNX_KERNELS') == '0':
+        return []
+    try:
+        import numpy as np
+    except ImportError:  # built without isolation, before NumPy is there
+        return []
+    return [
+        setuptools.Extension(
+            'mnx._kernels',
+            ['mnx/_kernels.c'],
+            include_dirs=[np.get_include()],
+            extra_compile_args=['-O3'],
+            optional=True,
+        )
+    ]
+
 
 setuptools.setup(
     distclass=Distribution,
-    ext_modules=[] if os.environ.get('MNX_KERNELS') == '0' else [KERNELS],
+    ext_modules=kernels(),
     cmdclass={'install_data': InstallAtSiteRoot},
     data_files=[('', [str(STARTUP / 'mnx-chainer.pth'), str(STARTUP / '_mnx_chainer_finder.py')])],
 )

@@ -15,6 +15,7 @@
 #include <math.h>
 #include <numpy/arrayobject.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
@@ -25,7 +26,7 @@
 
 enum {
     LAYOUT = NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED,
-    LONG = 1 << 16, /* elements, from which on other threads run meanwhile */
+    LONG = 1 << 14, /* elements, from which on other threads run meanwhile */
     BLOCK = 2048,   /* elements that stay in the nearest cache */
 };
 
@@ -38,7 +39,7 @@ static int is_plain(PyObject *x, int flags)
         return 0;
     PyArrayObject *array = (PyArrayObject *)x;
     int type = PyArray_TYPE(array);
-    return (type <= NPY_CLONGDOUBLE || type == NPY_HALF) && PyArray_ISNOTSWAPPED(array) &&
+    return ((type >= 0 && type <= NPY_CLONGDOUBLE) || type == NPY_HALF) && PyArray_ISNOTSWAPPED(array) &&
            (PyArray_FLAGS(array) & flags) == flags;
 }
 
@@ -53,14 +54,21 @@ static npy_intp size_of(PyObject *x) { return PyArray_SIZE((PyArrayObject *)x); 
 
 /* --- 16 bits ------------------------------------------------------------------------------- */
 
+typedef void (*Conversion)(void *to, const void *from, npy_intp count);
+
 #if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
 #include <immintrin.h>
 
 #define WITH_F16C __attribute__((target("avx,f16c")))
 
-enum { AT_ONCE = 8 };
+enum { AT_ONCE = 8, F16C = 1 << 29 };
 
-static int halves_are_fast(void) { return __builtin_cpu_supports("f16c"); }
+static int halves_are_fast(void)
+{
+    unsigned a, b, c, d;
+    return __builtin_cpu_supports("avx") && __get_cpuid(1, &a, &b, &c, &d) && (c & F16C);
+}
 
 /* To the nearest, to even between two, as NumPy. */
 WITH_F16C static void narrow(void *to, const void *from, npy_intp count)
@@ -88,15 +96,19 @@ WITH_F16C static void widen(void *to, const void *from, npy_intp count)
     _mm256_storeu_ps(widened, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)rest)));
     memcpy(numbers, widened, (size_t)count * sizeof(float));
 }
+
+static Conversion conversion_of(int from, int to)
+{
+    Conversion known = from == NPY_FLOAT && to == NPY_HALF   ? narrow
+                       : from == NPY_HALF && to == NPY_FLOAT ? widen
+                                                             : NULL;
+    return known != NULL && halves_are_fast() ? known : NULL;
+}
 #else
-static int halves_are_fast(void) { return 0; }
-static void narrow(void *to, const void *from, npy_intp count) {}
-static void widen(void *to, const void *from, npy_intp count) {}
+static Conversion conversion_of(int from, int to) { return NULL; }
 #endif
 
 /* --- gather and scatter -------------------------------------------------------------------- */
-
-typedef void (*Conversion)(void *to, const void *from, npy_intp count);
 
 /* Tell whether elements of one array can be put into another, and by which conversion, if any. */
 static int can_put(PyObject *into, PyObject *from, Conversion *conversion)
@@ -104,12 +116,9 @@ static int can_put(PyObject *into, PyObject *from, Conversion *conversion)
     *conversion = NULL;
     if (has_dtype(into, from))
         return 1;
-    int to = PyArray_TYPE((PyArrayObject *)into), of = PyArray_TYPE((PyArrayObject *)from);
-    if (of == NPY_FLOAT && to == NPY_HALF)
-        *conversion = narrow;
-    else if (of == NPY_HALF && to == NPY_FLOAT)
-        *conversion = widen;
-    return *conversion != NULL && halves_are_fast();
+    *conversion = conversion_of(PyArray_TYPE((PyArrayObject *)from),
+                                PyArray_TYPE((PyArrayObject *)into));
+    return *conversion != NULL;
 }
 
 static void put(void *to, const void *from, npy_intp count, int itemsize, Conversion conversion)
@@ -206,40 +215,45 @@ static int fits(PyObject *x, PyObject *total, int flags)
     return is_plain(x, flags) && has_dtype(x, total) && size_of(x) == size_of(total);
 }
 
-/* Put the parts' addresses into `found`; return how many, or 0 if that is not to be done here. */
-static Py_ssize_t addresses(PyObject *parts, PyObject *total, char **found)
+/* Tell whether these can be added up here. */
+static int can_add(PyObject *parts, PyObject *total, PyObject *twin)
 {
     Py_ssize_t count = PyList_CheckExact(parts) ? PyList_GET_SIZE(parts) : 0;
     if (count < 2 || count > MOST_PARTS || !is_plain(total, LAYOUT | NPY_ARRAY_WRITEABLE))
         return 0;
-    for (Py_ssize_t p = 0; p < count; p++) {
-        PyObject *part = PyList_GET_ITEM(parts, p);
-        if (!fits(part, total, LAYOUT))
+    int type = PyArray_TYPE((PyArrayObject *)total);
+    if (type != NPY_FLOAT && type != NPY_DOUBLE)
+        return 0;
+    for (Py_ssize_t p = 0; p < count; p++)
+        if (!fits(PyList_GET_ITEM(parts, p), total, LAYOUT))
             return 0;
-        found[p] = bytes_of(part);
-    }
-    return count;
+    return twin == Py_None || fits(twin, total, LAYOUT | NPY_ARRAY_WRITEABLE);
 }
 
 /* add(parts, total, divisor, twin or None) */
 static PyObject *add(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    char *parts[MOST_PARTS];
-    PyObject *total = args[1], *twin = given == 4 ? args[3] : NULL;
-    Py_ssize_t count = given == 4 ? addresses(args[0], total, parts) : 0;
-    if (count == 0)
-        Py_RETURN_FALSE;
-    int type = PyArray_TYPE((PyArrayObject *)total);
-    if (type != NPY_FLOAT && type != NPY_DOUBLE)
-        Py_RETURN_FALSE;
-    if (twin != Py_None && !fits(twin, total, LAYOUT | NPY_ARRAY_WRITEABLE))
+    if (given != 4)
         Py_RETURN_FALSE;
     double by = PyFloat_AsDouble(args[2]);
     if (by == -1.0 && PyErr_Occurred())
         return NULL;
-    npy_intp size = size_of(total);
-    (type == NPY_FLOAT ? add_float : add_double)(parts, count, bytes_of(total),
-                                                 twin == Py_None ? NULL : bytes_of(twin), size, by);
+    if (!can_add(args[0], args[1], args[3]))
+        Py_RETURN_FALSE;
+    PyObject *parts = PyList_AsTuple(args[0]); /* whatever becomes of the list meanwhile */
+    if (parts == NULL)
+        return NULL;
+    char *addresses[MOST_PARTS];
+    Py_ssize_t count = PyTuple_GET_SIZE(parts);
+    for (Py_ssize_t p = 0; p < count; p++)
+        addresses[p] = bytes_of(PyTuple_GET_ITEM(parts, p));
+    char *total = bytes_of(args[1]), *twin = args[3] == Py_None ? NULL : bytes_of(args[3]);
+    npy_intp size = size_of(args[1]);
+    int is_float = PyArray_TYPE((PyArrayObject *)args[1]) == NPY_FLOAT;
+    Py_BEGIN_ALLOW_THREADS
+    (is_float ? add_float : add_double)(addresses, count, total, twin, size, by);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(parts);
     Py_RETURN_TRUE;
 }
 
@@ -249,9 +263,13 @@ static int has_shape(PyArrayObject *array, PyObject *shape)
 {
     if (!PyTuple_CheckExact(shape) || PyTuple_GET_SIZE(shape) != PyArray_NDIM(array))
         return 0;
-    for (int axis = 0; axis < PyArray_NDIM(array); axis++)
-        if (PyLong_AsSsize_t(PyTuple_GET_ITEM(shape, axis)) != PyArray_DIM(array, axis))
+    for (int axis = 0; axis < PyArray_NDIM(array); axis++) {
+        PyObject *length = PyTuple_GET_ITEM(shape, axis);
+        if (!PyLong_CheckExact(length) || PyLong_AsSsize_t(length) != PyArray_DIM(array, axis)) {
+            PyErr_Clear(); /* a number that is too long */
             return 0;
+        }
+    }
     return 1;
 }
 

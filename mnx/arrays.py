@@ -159,7 +159,7 @@ def rows_like(x: Array, count: int) -> tuple[Array, ...]:
     Those too short for their memory to be used again share a piece that is not.
     """
     place = place_of(x)
-    if x.nbytes < recycling.FROM_BYTES <= x.nbytes * count:
+    if place == 'cpu' and x.nbytes < recycling.FROM_BYTES <= x.nbytes * count:
         return rows_of(empty_at(place, (count, *x.shape), x.dtype))
     return tuple(empty_at(place, x.shape, x.dtype) for _ in range(count))
 

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 MODULES = {
+    'filelock': 'filelock',
     'h5py': 'h5py',
     'io': 'scipy.io',
     'scipy': 'scipy',  # loads its parts itself when they are asked for

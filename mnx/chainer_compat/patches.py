@@ -223,6 +223,13 @@ SLOW = (
         (_late('import scipy.linalg\n', 'scipy'),),
     ),
     Patch('chainer.datasets.svhn', _SCIPY, (_late('from scipy import io\n', 'io'),)),
+    Patch(
+        'chainer.dataset.download',
+        'filelock is loaded by every program, for downloads. In its version 4 it listens to '
+        "Python's audit events, so that id() takes eight times as long, of which a backward pass "
+        'calls thousands.',
+        (_late('import filelock\n', 'filelock'),),
+    ),
 )
 
 BUG = (

@@ -250,7 +250,8 @@ class ArrayMessages(Endpoint):
         Returns
         -------
         tuple of `size` arrays, or None
-            In rank order on the root, None elsewhere.
+            In rank order on the root, None elsewhere. Rows of one block of memory, maybe, as
+            those of `allgather` and `alltoall`: copy the one that you keep for long.
         """
         with self._meet('gather') as meeting:
             root = self._rank('gather', 'root', root)

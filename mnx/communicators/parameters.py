@@ -64,7 +64,8 @@ class Layout:
 
         Not tried without `mnx.kernels`.
         """
-        return kernels.alike(arrays, self._shapes, self._dtypes) and self.names == names
+        on_cpu = self.place == 'cpu'
+        return on_cpu and kernels.alike(arrays, self._shapes, self._dtypes) and self.names == names
 
     def describes(self, names: Sequence[str], arrays: Sequence[Array], types: set[type]) -> bool:
         """Tell whether these arrays, of these types, have this layout."""

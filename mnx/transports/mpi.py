@@ -272,21 +272,21 @@ class MpiTransport(Transport):
     def _exchange(
         self, sends: Iterable[tuple[int, Array]], receives: Iterable[tuple[int, Array]]
     ) -> None:
-        own: list[Array] = []  # where it goes, and what
+        own_source = own_target = None
         requests: list[MPI.Request] = []
         for source, buffer in receives:
             if source == self.rank:
-                own.append(buffer)
+                own_target = buffer
             else:
                 requests += [self._comm.Irecv(p, source, self._own_tag) for p in pieces(buffer)]
         for dest, buffer in sends:
             synchronize(buffer)
             if dest == self.rank:
-                own.append(buffer)
+                own_source = buffer
             else:
                 requests += [self._comm.Isend(p, dest, self._own_tag) for p in pieces(buffer)]
-        if own:
-            own[0][...] = own[1]  # while the others begin
+        if own_target is not None:
+            own_target[...] = own_source  # while the others begin
         self._mpi.Request.Waitall(requests)
 
     @waits

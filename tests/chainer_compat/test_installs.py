@@ -6,6 +6,7 @@ environment that sees this one's packages, but runs none of its start-up files.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sysconfig
 import venv
@@ -105,6 +106,14 @@ def sources() -> set[str]:
     }
     data = {f'mnx-{mnx.__version__}.data/purelib/{name}' for name in AT_SITE_ROOT}
     return modules | data | {'mnx/py.typed', 'mnx/_kernels.pyi'}
+
+
+def test_loops_in_c_are_there_if_they_can_be_built():
+    """Or all tests of them would be skipped."""
+    compiler = shutil.which(sysconfig.get_config_var('CC').split()[0])
+    headers = Path(sysconfig.get_path('include'), 'Python.h').exists()
+    wanted = os.environ.get('MNX_KERNELS') != '0'
+    assert kernels.built or not (compiler and headers and wanted)
 
 
 @pytest.mark.skipif(not kernels.built, reason='mnx was installed without a C compiler')

@@ -238,6 +238,21 @@ def svhn(module, folder):
     np.testing.assert_array_equal(module.io.loadmat(folder / 'train.mat')['X'], [[0, 1, 2]])
 
 
+@case('chainer.dataset.download', 'loaded at the start')
+def download(module, folder):
+    assert isinstance(module.filelock, Late), 'loaded at the start'
+    module.set_dataset_root(str(folder))
+
+    def create(path):
+        Path(path).write_text('made once')
+        return 'made'
+
+    path = str(folder / 'text')
+    for expected in ('made', 'made once'):  # under a lock, then found
+        found = module.cache_or_load_file(path, create, lambda path: Path(path).read_text())
+        assert found == expected
+
+
 # --- a bug of 7.8.1 ------------------------------------------------------------------------------
 
 

@@ -127,6 +127,15 @@ def test_a_layout_is_kept_as_long_as_it_is_right() -> None:
     assert second.digest != first.digest
 
 
+def test_a_layout_of_gpus_is_not_that_of_arrays_on_cpus() -> None:
+    model = net(L.Linear(2, 3))
+    table = ParameterTable(model)
+    set_gradients(model)
+    layout, _ = table.gradients(zero_fill=False)
+    layout.place, layout.types = 'gpu', {list}  # as of CuPy, which has NumPy's own dtypes
+    assert table.gradients(zero_fill=False)[0].place == 'cpu'
+
+
 def test_a_changed_structure_is_noticed() -> None:
     model = net(L.Linear(2, 3), L.Linear(3, 1))
     table = ParameterTable(model)
