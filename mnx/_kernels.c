@@ -39,8 +39,8 @@ static int is_plain(PyObject *x, int flags)
         return 0;
     PyArrayObject *array = (PyArrayObject *)x;
     int type = PyArray_TYPE(array);
-    return ((type >= 0 && type <= NPY_CLONGDOUBLE) || type == NPY_HALF) && PyArray_ISNOTSWAPPED(array) &&
-           (PyArray_FLAGS(array) & flags) == flags;
+    int is_number = (type >= 0 && type <= NPY_CLONGDOUBLE) || type == NPY_HALF;
+    return is_number && PyArray_ISNOTSWAPPED(array) && (PyArray_FLAGS(array) & flags) == flags;
 }
 
 static int has_dtype(PyObject *x, PyObject *other)
@@ -64,10 +64,14 @@ typedef void (*Conversion)(void *to, const void *from, npy_intp count);
 
 enum { AT_ONCE = 8, F16C = 1 << 29 };
 
-static int halves_are_fast(void)
+static int halves_are_fast = 0;
+
+/* Once: in a virtual machine the question takes longer than many a conversion. */
+static void look_at_cpu(void)
 {
     unsigned a, b, c, d;
-    return __builtin_cpu_supports("avx") && __get_cpuid(1, &a, &b, &c, &d) && (c & F16C);
+    halves_are_fast =
+        __builtin_cpu_supports("avx") && __get_cpuid(1, &a, &b, &c, &d) && (c & F16C);
 }
 
 /* To the nearest, to even between two, as NumPy. */
@@ -102,10 +106,11 @@ static Conversion conversion_of(int from, int to)
     Conversion known = from == NPY_FLOAT && to == NPY_HALF   ? narrow
                        : from == NPY_HALF && to == NPY_FLOAT ? widen
                                                              : NULL;
-    return known != NULL && halves_are_fast() ? known : NULL;
+    return halves_are_fast ? known : NULL;
 }
 #else
 static Conversion conversion_of(int from, int to) { return NULL; }
+static void look_at_cpu(void) {}
 #endif
 
 /* --- gather and scatter -------------------------------------------------------------------- */
@@ -327,5 +332,6 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__kernels(void)
 {
     import_array();
+    look_at_cpu();
     return PyModule_Create(&definition);
 }
