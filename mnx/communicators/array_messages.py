@@ -27,7 +27,7 @@ from mnx.communicators import headers
 from mnx.communicators.endpoint import Endpoint
 from mnx.communicators.point_to_point import PointToPoint
 from mnx.errors import ArgumentError
-from mnx.health.meeting import CARGO, Meeting
+from mnx.health.meeting import Meeting, cargo_of
 from mnx.transports.base import Pending
 from mnx.transports.local import Done
 
@@ -113,8 +113,21 @@ class ArrayMessages(Endpoint):
         if _has_nans(meeting, rule):
             return self._finished(self._extreme_or_nan(x, rule), op, rule)
         total = empty_at(place_of(x), x.shape, rule.wire)
-        self._arrays.all_reduce(flat(x.astype(rule.wire, copy=False)), rule.op, flat(total))
+        self.reduce_flat(flat(x.astype(rule.wire, copy=False)), flat(total), rule.op)
         return self._finished(total, op, rule)
+
+    def reduce_flat(
+        self, sent: Array, into: Array | None, op: str, root: int | None = None
+    ) -> None:
+        """Put the reduction `into` an array of the root, or of every rank. Collective."""
+        if root is None:
+            self._arrays.all_reduce(sent, op, into)
+        else:
+            self._arrays.reduce(sent, root, op, into)
+
+    def reduce_rows(self, sent: Array, into: Array, counts: Sequence[int], op: str) -> None:
+        """Reduce a row of `counts` elements for each rank; put this rank's there. Collective."""
+        self._arrays.reduce_scatter(sent, into, counts, op)
 
     def _extreme_or_nan(self, x: Array, rule: Reduction) -> Array:
         """Return the largest or smallest numbers, and NaN where any rank has one, as NumPy does.
@@ -185,9 +198,10 @@ class ArrayMessages(Endpoint):
         """Return the reduction on the root, and anything elsewhere. Collective."""
         if has_nans:
             return self._extreme_or_nan(x, rule)
-        total = x.astype(rule.wire, copy=self.rank == root)
-        self._arrays.reduce(flat(total), root, rule.op)
-        return total
+        sent = x.astype(rule.wire, copy=False)
+        total = empty_at(place_of(x), x.shape, rule.wire) if self.rank == root else None
+        self.reduce_flat(flat(sent), None if total is None else flat(total), rule.op, root)
+        return sent if total is None else total
 
     def reduce_scatter(self, xs: Array | Iterable[Array], op: str = 'sum') -> Array:
         """Reduce the r-th arrays of all ranks onto rank r.
@@ -215,8 +229,7 @@ class ArrayMessages(Endpoint):
         has_nans = any(_has_nans(meeting, rule) for rule in rules)
         if not has_nans and len({(rule.wire, rule.op) for rule in rules}) == 1:
             sent = _joined(whole, xs).astype(rules[0].wire, copy=False)
-            counts = [x.size for x in xs]
-            self._arrays.reduce_scatter(sent, flat(mine), counts, rules[0].op)
+            self.reduce_rows(sent, flat(mine), [x.size for x in xs], rules[0].op)
         else:
             for root, (x, rule) in enumerate(zip(xs, rules, strict=True)):
                 total = self._total(x, rule, root, _has_nans(meeting, rule))
@@ -237,7 +250,7 @@ class ArrayMessages(Endpoint):
             root = self._rank('bcast', 'root', root)
             meeting.bring(f'root={root}')
             sent = sendable(x, 'bcast') if self.rank == root else None
-            meeting.carry(None if sent is None else headers.header(sent))
+            meeting.carry(None if sent is None else headers.cargo(sent))
         received = headers.allocate(meeting.cargo) if sent is None else sent
         self._arrays.broadcast(as_bytes(received), root)
         return received if sent is None else x
@@ -257,14 +270,13 @@ class ArrayMessages(Endpoint):
             root = self._rank('gather', 'root', root)
             x = sendable(x, 'gather')
             meeting.bring(f'root={root}', *_where(x))
-            words = headers.header(x)
-            meeting.carry(words)
+            meeting.carry(headers.cargo(x))
         at_root, found = self.rank == root, None
         if meeting.all_brought_the_same():
             found = rows_like(x, self.size) if at_root else None
         else:
             table = headers.empty_table(self.size) if at_root else None
-            self._control.gather(words, table, root)
+            self._control.gather(headers.header(x), table, root)
             found = None if table is None else tuple(map(headers.allocate, table))
         self._arrays.gather(as_bytes(x), found and [as_bytes(y) for y in found], root)
         return found
@@ -281,14 +293,13 @@ class ArrayMessages(Endpoint):
         with self._meet('allgather') as meeting:
             x = sendable(x, 'allgather')
             meeting.bring(*_where(x))
-            words = headers.header(x)
-            meeting.carry(words)
+            meeting.carry(headers.cargo(x))
         if meeting.all_brought_the_same():
             block = empty_at(place_of(x), (self.size, *x.shape), x.dtype)
             self._arrays.all_gather(as_bytes(x), as_bytes(block), [x.nbytes] * self.size)
             return rows_of(block)
         table = headers.empty_table(self.size)
-        self._control.all_gather(words, flat(table), [headers.WORDS] * self.size)
+        self._control.all_gather(headers.header(x), flat(table), [headers.WORDS] * self.size)
         counts = headers.nbytes(table)
         received = empty_at(place_of(x), [sum(counts)], np.dtype(np.uint8))
         self._arrays.all_gather(as_bytes(x), received, counts)
@@ -333,9 +344,8 @@ class ArrayMessages(Endpoint):
         with self._meet('alltoall') as meeting:
             rows = self._row(xs, 'alltoall')
             meeting.bring(*_where(rows[0]))
-            words = headers.common(rows)
-            meeting.carry(words)
-        if words[0] != headers.MIXED and meeting.all_brought_the_same():
+            meeting.carry(headers.common(rows))
+        if meeting.cargo[0] != headers.MIXED and meeting.all_brought_the_same():
             received = rows_like(rows[0], self.size)
         else:
             table = headers.empty_table(self.size)
@@ -409,20 +419,16 @@ def _reducible(x: Array, op: str, call: str) -> tuple[Array, Reduction]:
     return x, reduction(x.dtype, op)
 
 
-def _may_have_nans(rule: Reduction) -> bool:
-    return rule.op in ('max', 'min') and rule.wire.kind == 'f'
-
-
 def _bring_nans(meeting: Meeting, xs: Sequence[Array], rules: Sequence[Reduction]) -> None:
     """Let all ranks know whether any has a NaN where the largest or smallest is looked for."""
-    looked_at = [x for x, rule in zip(xs, rules, strict=True) if _may_have_nans(rule)]
+    looked_at = [x for x, rule in zip(xs, rules, strict=True) if rule.is_of_nans]
     if looked_at:
         found = any(bool(module_of(x).isnan(x).any()) for x in looked_at)
-        meeting.carry(np.full(CARGO, found, np.int64))
+        meeting.carry(cargo_of(found))
 
 
 def _has_nans(meeting: Meeting, rule: Reduction) -> bool:
-    return _may_have_nans(rule) and bool(meeting.cargo[0] > 0)
+    return rule.is_of_nans and bool(meeting.cargo[0] > 0)
 
 
 def _kind(x: Array) -> tuple[str, ...]:

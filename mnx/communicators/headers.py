@@ -6,46 +6,59 @@ word   0                        1      2 ... 15
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from mnx.arrays import Array, dtype_number, dtype_of, empty_at, on_gpu, to_place
-from mnx.health.meeting import CARGO
+from mnx.health.meeting import CARGO, cargo_of
 
 WORDS = CARGO
 MIXED = -1  # instead of a dtype: the arrays differ, so each one has a header of its own
 _GPU = 256
+_KEPT = 1000  # kinds of arrays; a program has some dozens
+
+Kind = tuple[str, tuple[int, ...], np.dtype[Any]]
 
 
 def header(x: Array) -> Array:
     """Return the header of the contiguous array `x`, shape (16,), int64."""
-    words = np.zeros(WORDS, np.int64)
-    _describe(x, words)
-    return words
+    return headers([x])[0]
 
 
-def _describe(x: Array, words: Array) -> None:
-    words[0] = dtype_number(x.dtype) + _GPU * on_gpu(x)
-    words[1] = x.ndim
-    words[2 : 2 + x.ndim] = x.shape
+def cargo(x: Array) -> bytes:
+    """Return the header of the contiguous array `x` as a meeting carries it."""
+    return _cargo(x.dtype, x.shape, on_gpu(x))
+
+
+@functools.lru_cache(_KEPT)
+def _cargo(dtype: np.dtype[Any], shape: tuple[int, ...], is_on_gpu: bool) -> bytes:
+    return cargo_of(dtype_number(dtype) + _GPU * is_on_gpu, len(shape), *shape)
 
 
 def headers(xs: Sequence[Array]) -> Array:
     """Return the headers of `xs`, shape (len(xs), 16), int64."""
     table = np.zeros((len(xs), WORDS), np.int64)
     for words, x in zip(table, xs, strict=True):
-        _describe(x, words)
+        words[0] = dtype_number(x.dtype) + _GPU * on_gpu(x)
+        words[1] = x.ndim
+        words[2 : 2 + x.ndim] = x.shape
     return table
 
 
-def common(xs: Sequence[Array]) -> Array:
-    """Return the header that all arrays have, or one that says that they differ."""
-    words = header(xs[0])
-    if any(x.shape != xs[0].shape or x.dtype != xs[0].dtype for x in xs):
-        words[0] = MIXED
-    return words
+def common(xs: Sequence[Array]) -> bytes:
+    """Return the cargo of the header that all arrays have, or of one that says that they differ."""
+    dtype, shape = xs[0].dtype, xs[0].shape
+    for x in xs:
+        if x.shape != shape or x.dtype != dtype:
+            return _MIXED
+    return cargo(xs[0])
+
+
+_MIXED = cargo_of(MIXED)
 
 
 def empty_table(count: int) -> Array:
@@ -55,8 +68,13 @@ def empty_table(count: int) -> Array:
 
 def allocate(words: Array) -> Array:
     """Return a new array as the header describes it."""
-    number, ndim, *shape = words.tolist()
-    return empty_at(_place(number), shape[:ndim], dtype_of(number % _GPU))
+    return empty_at(*_kind(words.tobytes()))
+
+
+@functools.lru_cache(_KEPT)
+def _kind(words: bytes) -> Kind:
+    number, ndim, *shape = np.frombuffer(words, np.int64).tolist()
+    return _place(number), tuple(shape[:ndim]), dtype_of(number % _GPU)
 
 
 def nbytes(table: Array) -> list[int]:

@@ -26,7 +26,7 @@ get the same bits, every time. See ``benchmarks/`` for what it takes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,6 +38,7 @@ from mnx.packing import Row, add_up, concatenate
 from mnx.transports.base import SharedWindow, Transport
 
 BUFFERS = 3
+KEPT = 100  # plans of single arrays
 
 
 class Steps(Protocol):
@@ -84,11 +85,14 @@ class Chunk:
     own : Part
         The share that it sums.
     others : list of Part
-        What it copies in for the others, and copies out when they have summed it.
+        What it copies in for the others.
+    wanted : list of Part
+        What it copies out when they have summed it.
     """
 
     own: Part
     others: list[Part]
+    wanted: list[Part]
 
     def cut(self) -> list[int]:
         """Return which arrays are cut."""
@@ -134,6 +138,7 @@ class NodeWindow:
         self._chunk_bytes = chunk_bytes
         self._window: SharedWindow = intra.allocate_shared(2 * BUFFERS * chunk_bytes)
         self._known: dict[np.dtype[Any], tuple[list[list[Array]], list[Array]]] = {}
+        self._plans: dict[Any, Plan] = {}
 
     def plan(self, shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any]) -> Plan:
         """Cut arrays of these shapes, summed in `dtype`, into chunks for this rank."""
@@ -142,17 +147,37 @@ class NodeWindow:
         chunks = [self._chunk(line, start, stop) for start, stop in itertools.pairwise(borders)]
         return Plan(line, dtype, chunks)
 
-    def sum(self, plan: Plan, arrays: Sequence[Array], steps: Steps) -> None:
-        """Replace arrays by the sum over the node's ranks, in place. Collective."""
+    def sum(
+        self,
+        plan: Plan,
+        arrays: Sequence[Array],
+        steps: Steps,
+        into: Sequence[Array] | None = None,
+    ) -> None:
+        """Replace arrays by the sum over the node's ranks, in place. Collective.
+
+        Or put the sum `into` others, which are contiguous; an empty list: this rank wants none.
+        """
         strided = [i for i in plan.cut if not arrays[i].flags.c_contiguous]
         flat = list(arrays)
         for i in strided:
             flat[i] = arrays[i].copy(order='C')
-        self._sum(plan, flat, steps)
-        for i in strided:
+        self._sum(plan, flat, flat if into is None else list(into), steps)
+        for i in strided if into is None else ():
             arrays[i][...] = flat[i]
 
-    def _sum(self, plan: Plan, arrays: list[Array], steps: Steps) -> None:
+    def sum_flat(self, sent: Array, into: Array | None, steps: Steps) -> None:
+        """Put the sum of flat arrays `into` another, on the ranks that want it. Collective."""
+        plan = self._kept(self._plan_of_one, sent.size, sent.dtype)
+        self.sum(plan, [sent], steps, [] if into is None else [into])
+
+    def sum_rows(self, sent: Array, into: Array, steps: Steps) -> None:
+        """Put the sum of the ranks' r-th rows `into` an array of rank r. Collective."""
+        rows = sent.reshape(self._size, -1)
+        plan = self._kept(self._plan_of_rows, rows.shape[1], sent.dtype)
+        self.sum(plan, list(rows), steps, [into] * self._size)
+
+    def _sum(self, plan: Plan, arrays: list[Array], into: list[Array], steps: Steps) -> None:
         inputs, results = self._buffers(plan.dtype)
         count = len(plan.chunks)
         self._copy_in(plan, 0, arrays, inputs, steps)
@@ -161,15 +186,16 @@ class NodeWindow:
             if k + 1 < count:
                 self._copy_in(plan, k + 1, arrays, inputs, steps)
             if k >= 2:
-                self._copy_out(plan, k - 2, arrays, results)
+                self._copy_out(plan, k - 2, into, results)
             self._window.wait()
             if k < count:
-                self._sum_share(plan, k, arrays, inputs, results[k % BUFFERS], steps)
-        self._copy_out(plan, count - 1, arrays, results)
+                self._sum_share(plan, k, arrays, into, steps)
+        self._copy_out(plan, count - 1, into, results)
 
     def close(self) -> None:
         """Free the window. Collective."""
         self._known.clear()
+        self._plans.clear()
         self._window.close()
 
     def _chunk(self, line: Line, start: int, stop: int) -> Chunk:
@@ -178,7 +204,36 @@ class NodeWindow:
         mine, *others = [
             Part(line.stretch(start + place.start, start + place.stop), place) for place in places
         ]
-        return Chunk(mine, [part for part in others if part.stretch.length])
+        others = [part for part in others if part.stretch.length]
+        return Chunk(mine, others, others)
+
+    def _plan_of_one(self, length: int, dtype: np.dtype[Any]) -> Plan:
+        return self.plan([(length,)], dtype)
+
+    def _plan_of_rows(self, length: int, dtype: np.dtype[Any]) -> Plan:
+        line, step = Line([(length,)] * self._size), self._chunk_bytes // dtype.itemsize
+        borders = [*range(0, length, step // self._size), length]
+        chunks = [self._chunk_of_rows(line, *ends) for ends in itertools.pairwise(borders)]
+        return Plan(line, dtype, chunks)
+
+    def _kept(
+        self, make: Callable[[int, np.dtype[Any]], Plan], length: int, dtype: np.dtype[Any]
+    ) -> Plan:
+        key = make, length, dtype
+        if key not in self._plans:
+            if len(self._plans) >= KEPT:
+                self._plans.clear()
+            self._plans[key] = make(length, dtype)
+        return self._plans[key]
+
+    def _chunk_of_rows(self, line: Line, start: int, stop: int) -> Chunk:
+        length, step = line.length // self._size, stop - start
+        parts: list[Part] = []
+        for first in range(0, line.length, length):
+            place = slice(len(parts) * step, (len(parts) + 1) * step)
+            parts.append(Part(line.stretch(first + start, first + stop), place))
+        mine = parts.pop(self._rank)
+        return Chunk(mine, parts, [])
 
     def _buffers(self, dtype: np.dtype[Any]) -> tuple[list[list[Array]], list[Array]]:
         """Return the input buffers of every rank, and the result buffers, which rank 0 holds."""
@@ -203,51 +258,46 @@ class NodeWindow:
             concatenate(part.stretch.of(arrays), buffer[part.place])
             steps.before(buffer[part.place])
 
-    def _copy_out(self, plan: Plan, k: int, arrays: list[Array], results: list[Array]) -> None:
-        for part in plan.chunks[k].others:
-            _copy_out(plan, part, arrays, results[k % BUFFERS])
+    def _copy_out(self, plan: Plan, k: int, into: list[Array], results: list[Array]) -> None:
+        for part in plan.chunks[k].wanted:
+            _copy_out(plan, part, into, results[k % BUFFERS])
 
     def _sum_share(
-        self,
-        plan: Plan,
-        k: int,
-        arrays: list[Array],
-        inputs: list[list[Array]],
-        result: Array,
-        steps: Steps,
+        self, plan: Plan, k: int, arrays: list[Array], into: list[Array], steps: Steps
     ) -> None:
         own = plan.chunks[k].own
         if not own.stretch.length:
             return
-        total = result[own.place]
+        inputs, results = self._buffers(plan.dtype)
+        total = results[k % BUFFERS][own.place]
         parts = [buffers[k % BUFFERS][own.place] for buffers in inputs]
         views = own.stretch.of(arrays)
-        divisor = steps.divisor()
-        flat = _as_it_is(views, total, steps)
+        flat = None if steps.changes_input() else _as_it_is(views, total)
         if flat is None:
             concatenate(views, parts[self._rank])
             steps.before(parts[self._rank])
         else:
             parts[self._rank] = flat
         # and out again, while the core has it in its cache
-        if divisor is not None:
-            add_up(parts, total, divisor, flat)
-        else:
-            add_up(parts, total)
+        divisor = steps.divisor()
+        twin = None if divisor is None or not into else _as_it_is(own.stretch.of(into), total)
+        add_up(parts, total, 1.0 if divisor is None else divisor, twin)
+        if divisor is None:
             steps.after(total)
-        if divisor is None or flat is None:
-            _copy_out(plan, own, arrays, result)
+        if twin is None:
+            _copy_out(plan, own, into, results[k % BUFFERS])
 
 
-def _as_it_is(views: list[Array], total: Array, steps: Steps) -> Array | None:
-    """Return this rank's share if it is one array that needs no change to be added."""
+def _as_it_is(views: list[Array], total: Array) -> Array | None:
+    """Return the share as a flat array, if it is one in which sums can be."""
     view = views[0]
-    if len(views) > 1 or steps.changes_input():
-        return None
-    return view.reshape(-1) if view.dtype == total.dtype and view.flags.c_contiguous else None
+    is_one = len(views) == 1 and view.dtype == total.dtype and view.flags.c_contiguous
+    return view.reshape(-1) if is_one else None
 
 
-def _copy_out(plan: Plan, part: Part, arrays: list[Array], result: Array) -> None:
+def _copy_out(plan: Plan, part: Part, into: list[Array], result: Array) -> None:
+    if not into:
+        return
     if part.row is None:
         part.row = Row(result[part.place], part.stretch.shapes(plan.shapes))
-    part.row.copy_to(part.stretch.of(arrays))
+    part.row.copy_to(part.stretch.of(into))

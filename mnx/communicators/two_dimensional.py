@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -44,9 +45,13 @@ from mnx.transports.base import Transport
 from mnx.transports.nccl import NcclTransport
 
 WINDOW_FROM = 32 * 1024
+ARRAY_FROM = 512 * 1024  # of a single array, which needs no packing
 SHARE_IN_NODE = 256 * 1024  # of each chunk; more would not stay in the cache of a core
 CHUNK_IN_NODE = 1024 * 1024  # at most: each rank holds three of them
 CHUNK_ACROSS_NODES = 4 * 1024 * 1024
+
+
+_AS_IT_IS = Scaling(1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -107,11 +112,38 @@ class TwoDimensionalCommunicator(Communicator):
         if window is None:
             super().mean_arrays(arrays, layout, scaling)
             return
-        inter = self.groups.inter if self.inter_size > 1 else None
-        node_size = max(len(ranks) for ranks in self.topology.nodes)
-        steps = AcrossNodes(scaling, inter, self.narrow_wire(), node_size)
+        steps = self._steps(scaling, self.narrow_wire())
         for bucket, plan in self._window_plans(layout, window):
             window.sum(plan, bucket.of(arrays), steps)
+
+    def _steps(self, scaling: Scaling, wire: np.dtype[Any] | None = None) -> AcrossNodes:
+        inter = self.groups.inter if self.inter_size > 1 else None
+        return AcrossNodes(scaling, inter, wire, max(map(len, self.topology.nodes)))
+
+    def reduce_flat(
+        self, sent: Array, into: Array | None, op: str, root: int | None = None
+    ) -> None:
+        """Put the reduction `into` an array of the root, or of every rank. Collective."""
+        one_way = root is not None and self.inter_size > 1  # nothing has to come back
+        window = None if one_way else self._window_for(sent, op)
+        if window is None:
+            super().reduce_flat(sent, into, op, root)
+        else:
+            window.sum_flat(sent, into, self._steps(_AS_IT_IS))
+
+    def reduce_rows(self, sent: Array, into: Array, counts: Sequence[int], op: str) -> None:
+        """Reduce a row of `counts` elements for each rank; put this rank's there. Collective."""
+        in_window = self.inter_size == 1 and self.owners() == self.size and len(set(counts)) == 1
+        window = self._window_for(sent, op) if in_window else None
+        if window is None:
+            super().reduce_rows(sent, into, counts, op)
+        else:
+            window.sum_rows(sent, into, self._steps(_AS_IT_IS))
+
+    def _window_for(self, sent: Array, op: str) -> NodeWindow | None:
+        """Return the window, if a flat array is summed faster there. Collective."""
+        by_mpi = op != 'sum' or sent.nbytes < ARRAY_FROM or self.size == 1 or on_gpu(sent)
+        return None if by_mpi else self._window
 
     def sum_buffer(self, buffer: Array) -> None:
         """Replace a flat buffer by its sum over all ranks. Collective."""

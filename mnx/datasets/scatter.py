@@ -25,7 +25,7 @@ from mnx.datasets.part import DatasetPart
 from mnx.datasets.partition import owned_length, part_of
 from mnx.datasets.take import Indices, Selection, take
 from mnx.errors import ArgumentError, DataError, explain
-from mnx.health.meeting import CARGO
+from mnx.health.meeting import cargo_of
 
 if TYPE_CHECKING:
     from mnx.communicators import CommunicatorBase
@@ -114,10 +114,8 @@ def scatter_dataset(
     return DatasetPart(examples, positions, owned, whole)
 
 
-def _digest_of_shuffling(shuffle: bool, seed: Any) -> NDArray[np.int64]:
-    words = np.zeros(CARGO, np.int64)
-    words[0] = zlib.crc32(repr(seed if shuffle else 'not shuffled').encode())
-    return words
+def _digest_of_shuffling(shuffle: bool, seed: Any) -> bytes:
+    return cargo_of(zlib.crc32(repr(seed if shuffle else 'not shuffled').encode()))
 
 
 def _warn_of_other_arguments(shuffle: bool, seed: Any) -> None:

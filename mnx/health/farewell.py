@@ -28,15 +28,14 @@ from typing import Protocol
 
 import numpy as np
 
-from mnx.arrays import Array
 from mnx.errors import MnxError
-from mnx.health.meeting import CARGO, Meetings
+from mnx.health.meeting import Meetings, cargo_of
 from mnx.transports import emergency
 from mnx.transports.base import Pending
 
 LAST_CALL = 'finalize'
 
-_STAYS, _LEAVES = np.zeros(CARGO, np.int64), np.ones(CARGO, np.int64)
+_STAYS, _LEAVES = cargo_of(0), cargo_of(1)
 
 Place = tuple[int, int]  # the key of a communicator, and the number of a meeting
 
@@ -136,7 +135,7 @@ def _go_where_others_wait(herald: Herald) -> None:
         pause = min(pause + 0.001, 0.05)
 
 
-def _meet(meetings: Meetings, cargo: Array, site: str | None = None) -> bool:
+def _meet(meetings: Meetings, cargo: bytes, site: str | None = None) -> bool:
     """Meet for the last time; return whether any rank is at the end of its program."""
     if not meetings.checks:
         return False

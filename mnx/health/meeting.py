@@ -26,6 +26,7 @@ the error on one rank and not on another.
 from __future__ import annotations
 
 import os
+import struct
 import sys
 import zlib
 from collections.abc import Callable
@@ -41,10 +42,20 @@ from mnx.transports import pickles
 from mnx.transports.base import Transport
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
-_NUMBERS = 5
+_NUMBERS = struct.Struct('5q')
 
 CARGO = 16  # words
-NOTHING = -2  # in the first word of a rank without cargo: less than that of any other
+_LENGTH = _NUMBERS.size + 2 * 8 * CARGO
+
+
+def cargo_of(*words: int) -> bytes:
+    """Return up to 16 words as what `Meeting.carry` takes: zeros behind them, and -x behind x."""
+    given = np.zeros(CARGO, np.int64)
+    given[: len(words)] = words
+    return given.tobytes() + (-given).tobytes()
+
+
+_NOTHING = np.full(2 * CARGO, -2, np.int64).tobytes()  # less than the first word of any cargo
 
 
 @dataclass
@@ -72,9 +83,9 @@ class Meetings:
     def __init__(self, control: Transport) -> None:
         self.control = control
         self.sequence = 0
-        self.words = np.zeros(_NUMBERS + 2 * CARGO, np.int64)
-        self.cargo = self.words[_NUMBERS : _NUMBERS + CARGO]
-        self.negated_cargo = self.words[_NUMBERS + CARGO :]
+        self.memory = bytearray(_LENGTH)
+        self.words = np.frombuffer(self.memory, np.int64)
+        self.cargo = self.words[_NUMBERS.size // 8 :][:CARGO]
         self.checks = checks_wanted()
         self.blocks: list[Meeting] = []  # that this rank is inside of, the outermost first
         self.key = 0  # the same on all ranks, unlike that of any other communicator
@@ -99,32 +110,37 @@ class Meeting:
         Where this rank is, if that is no line of the user's.
     """
 
-    site: str | None = None
+    __slots__ = (
+        '_call',
+        '_cargo',
+        '_detail',
+        '_meetings',
+        '_sequence',
+        '_settled',
+        '_takes_place',
+        'site',
+    )
 
     def __init__(self, meetings: Meetings, call: str, takes_place: bool = True) -> None:
+        self.site: str | None = None
         self._meetings = meetings
         self._takes_place = takes_place
         self._sequence = meetings.sequence
         self._call = call
         self._detail: Callable[[], list[str]] | None = None
-        self._carries = False
+        self._cargo = b''
         self._settled: Exception | None = None  # a meeting inside was this one's on another rank
 
     def bring(self, *facts: object) -> None:
         """Add facts that must be equal on all ranks, such as a dtype and a shape."""
         self._call = ' '.join([self._call, *map(str, facts)])
 
-    def carry(self, cargo: Array | None) -> None:
+    def carry(self, cargo: bytes | None) -> None:
         """Bring 16 words, or nothing; then all have the largest of each, until they meet again.
 
         Takes place even if the comparison does not.
         """
-        self._carries = True
-        if cargo is None:
-            self._meetings.words[_NUMBERS:] = NOTHING
-        else:
-            self._meetings.cargo[:] = cargo
-            np.negative(cargo, out=self._meetings.negated_cargo)
+        self._cargo = cargo or _NOTHING
 
     @property
     def cargo(self) -> Array:
@@ -133,7 +149,8 @@ class Meeting:
 
     def all_brought_the_same(self) -> bool:
         """Tell whether every rank's cargo was the same."""
-        return bool((self._meetings.cargo == -self._meetings.negated_cargo).all())
+        # the largest of x and of -x are this rank's: there is no other
+        return self._meetings.memory.endswith(self._cargo)
 
     def detail(self, lines: Callable[[], list[str]]) -> None:
         """Say what a digest stands for; `lines` is called only if the ranks disagree."""
@@ -151,7 +168,8 @@ class Meeting:
         trace: TracebackType | None,
     ) -> None:
         if not self._takes_place:
-            if self._carries and error is None:
+            if self._cargo and error is None:
+                self._meetings.memory[_NUMBERS.size :] = self._cargo
                 self._meetings.control.all_reduce(self._meetings.words, 'max')
             return
         self._leave_block()
@@ -164,7 +182,9 @@ class Meeting:
     def _leave_block(self) -> None:
         """Leave this block, and those inside of it that were never left."""
         blocks = self._meetings.blocks
-        if self in blocks:
+        if blocks and blocks[-1] is self:
+            blocks.pop()
+        elif self in blocks:
             del blocks[blocks.index(self) :]
 
     def _meet(self, error: Exception | None) -> Exception | None:
@@ -180,15 +200,16 @@ class Meeting:
         return shared
 
     def _all_equal(self, failed: bool) -> bool:
-        words, sequence = self._meetings.words, self._sequence
+        meetings, sequence = self._meetings, self._sequence
         digest = zlib.crc32(self._call.encode())
-        words[:_NUMBERS] = failed, sequence, digest, -sequence, -digest
-        self._meetings.waits_at = sequence
-        self._meetings.control.all_reduce(words, 'max')
-        self._meetings.waits_at = 0
-        any_failed, high, high_digest, low, low_digest = words[:_NUMBERS].tolist()
+        brought = _NUMBERS.pack(failed, sequence, digest, -sequence, -digest) + self._cargo
+        meetings.memory[: len(brought)] = brought
+        meetings.waits_at = sequence
+        meetings.control.all_reduce(meetings.words, 'max')
+        meetings.waits_at = 0
+        any_failed, high, high_digest, low, low_digest = _NUMBERS.unpack_from(meetings.memory)
         # in step again after an error that kept some ranks from meetings inside this one
-        self._meetings.sequence = max(high, self._meetings.sequence)
+        meetings.sequence = max(high, meetings.sequence)
         return not any_failed and high == -low and high_digest == -low_digest
 
     def _report(self, error: Exception | None) -> Report:

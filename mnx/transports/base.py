@@ -81,8 +81,11 @@ class Transport(ABC):
         """Fill every rank's `buffer` with the root's."""
 
     @abstractmethod
-    def reduce(self, buffer: Array, root: int, op: str = 'sum') -> None:
-        """Reduce all ranks' buffers into the root's `buffer`; the others' stay as they are."""
+    def reduce(self, buffer: Array, root: int, op: str = 'sum', into: Array | None = None) -> None:
+        """Reduce all ranks' buffers into the root's `buffer`, or `into` another one there.
+
+        What the other ranks have stays as it is; `into` is the root's alone.
+        """
 
     @abstractmethod
     def all_reduce(self, buffer: Array, op: str = 'sum', into: Array | None = None) -> None:

@@ -118,7 +118,13 @@ class HostStagedTransport(Layer):
             with self._sent(piece) if self.rank == root else self._received(piece) as host:
                 self._below.broadcast(host, root)
 
-    def reduce(self, buffer: Array, root: int, op: str = 'sum') -> None:
+    def reduce(self, buffer: Array, root: int, op: str = 'sum', into: Array | None = None) -> None:
+        if not self._must_stage(buffer):
+            self._below.reduce(buffer, root, op, into)
+            return
+        if into is not None:
+            into[...] = buffer
+            buffer = into
         for piece in self._pieces(buffer):
             with self._changed(piece) if self.rank == root else self._sent(piece) as host:
                 self._below.reduce(host, root, op)

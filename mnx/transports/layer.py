@@ -42,8 +42,8 @@ class Layer(Transport):
     def broadcast(self, buffer: Array, root: int) -> None:
         self._below.broadcast(buffer, root)
 
-    def reduce(self, buffer: Array, root: int, op: str = 'sum') -> None:
-        self._below.reduce(buffer, root, op)
+    def reduce(self, buffer: Array, root: int, op: str = 'sum', into: Array | None = None) -> None:
+        self._below.reduce(buffer, root, op, into)
 
     def all_reduce(self, buffer: Array, op: str = 'sum', into: Array | None = None) -> None:
         self._below.all_reduce(buffer, op, into)

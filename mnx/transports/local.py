@@ -105,8 +105,9 @@ class LocalTransport(Transport):
     def broadcast(self, buffer: Array, root: int) -> None:
         pass
 
-    def reduce(self, buffer: Array, root: int, op: str = 'sum') -> None:
-        pass
+    def reduce(self, buffer: Array, root: int, op: str = 'sum', into: Array | None = None) -> None:
+        if into is not None:
+            into[:] = buffer
 
     def all_reduce(self, buffer: Array, op: str = 'sum', into: Array | None = None) -> None:
         if into is not None:

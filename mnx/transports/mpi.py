@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
@@ -36,10 +36,12 @@ _CACHE_LINE = 64
 _LOOKS = 20  # for a rank that is late, before another program gets the core
 
 
-def pieces(buffer: Array) -> Iterator[Array]:
+def pieces(buffer: Array) -> Sequence[Array]:
     """Cut `buffer` into views of at most `LARGEST_COUNT` elements; an empty one into none."""
-    for start in range(0, buffer.size, LARGEST_COUNT):
-        yield buffer[start : start + LARGEST_COUNT]
+    if 0 < buffer.size <= LARGEST_COUNT:
+        return (buffer,)
+    starts = range(0, buffer.size, LARGEST_COUNT)
+    return [buffer[start : start + LARGEST_COUNT] for start in starts]
 
 
 class Requests:
@@ -198,24 +200,24 @@ class MpiTransport(Transport):
             self._comm.Bcast(piece, root)
 
     @waits
-    def reduce(self, buffer: Array, root: int, op: str = 'sum') -> None:
+    def reduce(self, buffer: Array, root: int, op: str = 'sum', into: Array | None = None) -> None:
         synchronize(buffer)
-        for piece in pieces(buffer):
-            if self.rank == root:
-                self._comm.Reduce(self._mpi.IN_PLACE, piece, self._ops[op], root)
-            else:
-                self._comm.Reduce(piece, None, self._ops[op], root)
+        at_root = self.rank == root
+        ways = self._ways(buffer, into) if at_root else [(p, None) for p in pieces(buffer)]
+        for sent, received in ways:
+            self._comm.Reduce(sent, received, self._ops[op], root)
 
     @waits
     def all_reduce(self, buffer: Array, op: str = 'sum', into: Array | None = None) -> None:
         synchronize(buffer)
-        in_place, mpi_op = self._mpi.IN_PLACE, self._ops[op]
+        for sent, received in self._ways(buffer, into):
+            self._comm.Allreduce(sent, received, self._ops[op])
+
+    def _ways(self, buffer: Array, into: Array | None) -> Iterable[tuple[Any, Array]]:
+        """Return what MPI reads and where it writes, piece by piece."""
         if into is None:
-            for piece in pieces(buffer):
-                self._comm.Allreduce(in_place, piece, mpi_op)
-            return
-        for piece, target in zip(pieces(buffer), pieces(into), strict=True):
-            self._comm.Allreduce(piece, target, mpi_op)
+            return [(self._mpi.IN_PLACE, piece) for piece in pieces(buffer)]
+        return zip(pieces(buffer), pieces(into), strict=True)
 
     def start_all_reduce(self, buffer: Array, op: str = 'sum') -> Pending:
         synchronize(buffer)

@@ -242,13 +242,14 @@ class NcclTransport(Layer):
             pointer, *rest = self._bytes(buffer)
             handle.broadcast(pointer, pointer, *rest, root, stream)
 
-    def reduce(self, buffer: Array, root: int, op: str = 'sum') -> None:
+    def reduce(self, buffer: Array, root: int, op: str = 'sum', into: Array | None = None) -> None:
         if not self._by_nccl(buffer, op):
-            super().reduce(buffer, root, op)
+            super().reduce(buffer, root, op, into)
             return
         with self._world.operation('reduce') as (handle, stream):
             pointer, *rest = self._numbers(buffer, op)
-            received = pointer if self.rank == root else 0  # the others' stay as they are
+            target = self._library.pointer(buffer if into is None else into)
+            received = target if self.rank == root else 0  # the others' stay as they are
             handle.reduce(pointer, received, *rest, root, stream)
 
     def all_reduce(self, buffer: Array, op: str = 'sum', into: Array | None = None) -> None:

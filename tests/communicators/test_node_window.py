@@ -8,6 +8,7 @@ import pytest
 
 from mnx import testing
 from mnx.communicators import Communicator, two_dimensional
+from mnx.communicators.node_window import NodeWindow
 
 pytestmark = pytest.mark.usefixtures('either_way')
 
@@ -81,3 +82,76 @@ def test_same_bits_from_run_to_run(comm: Communicator) -> None:
             made.multi_node_mean_grad(model)
             results.append(model.p0.grad.tobytes())
         assert len(set(results)) == 1
+
+
+@pytest.fixture(params=[256, 4096])
+def window_for_all(request: pytest.FixtureRequest, monkeypatch) -> None:
+    """Arrays of any length go through the window, chunk by chunk."""
+    monkeypatch.setattr(two_dimensional, 'ARRAY_FROM', 1)
+    monkeypatch.setattr(two_dimensional, 'CHUNK_IN_NODE', request.param)
+    monkeypatch.setattr(two_dimensional, 'CHUNK_ACROSS_NODES', request.param)
+
+
+def numbers(rank: int, size: int, dtype: str) -> np.ndarray:
+    """Whole numbers: their sums are exact, in whatever order they are added."""
+    x = (np.arange(size) * 7 + rank * 3) % 11
+    return (x * (1 - 2j) if dtype.startswith('c') else x).astype(dtype)
+
+
+@pytest.mark.parametrize('dtype', ['f4', 'f8', 'f2', 'i4', 'u1', 'c8', 'g', 'G'])
+@pytest.mark.usefixtures('window_for_all')
+def test_arrays_go_through_the_window(comm: Communicator, monkeypatch, dtype: str) -> None:
+    went: list[str] = []
+    for name in ('sum_flat', 'sum_rows'):
+        method = getattr(NodeWindow, name)
+        monkeypatch.setattr(
+            NodeWindow, name, lambda *a, m=method, n=name: (went.append(n), m(*a))[1]
+        )
+    for nodes in ([comm.size], [1], [2], [3, 1]):
+        with testing.create_on_nodes('two_dimensional', nodes) as made:
+            for size in (0, 1, 5, 63, 64, 65, 1000, 1000):
+                x = numbers(comm.rank, size, dtype)
+                total = sum(numbers(r, size, dtype) for r in range(comm.size))
+                np.testing.assert_array_equal(made.allreduce(x), total)
+                if dtype.startswith('f'):
+                    np.testing.assert_array_equal(made.allreduce(x, 'mean'), total / comm.size)
+                for root in range(comm.size):
+                    found = made.reduce(x, root=root)
+                    if comm.rank == root:
+                        np.testing.assert_array_equal(found, total)
+                    assert (found is None) == (comm.rank != root)
+                rows = x + np.arange(comm.size)[:, None].astype(dtype)
+                whole = total + comm.size * np.arange(comm.size)[:, None]
+                np.testing.assert_array_equal(made.reduce_scatter(rows), whole[comm.rank])
+                np.testing.assert_array_equal(made.reduce_scatter(list(rows)), whole[comm.rank])
+                np.testing.assert_array_equal(x, numbers(comm.rank, size, dtype))
+    assert set(went) == ({'sum_flat', 'sum_rows'} if comm.size > 1 else set())
+
+
+@pytest.mark.usefixtures('window_for_all')
+def test_rows_of_unequal_length(comm: Communicator) -> None:
+    with testing.create_on_nodes('two_dimensional', [comm.size]) as made:
+        rows = [numbers(comm.rank, 100 + r, 'f4') for r in range(comm.size)]
+        total = sum(numbers(r, 100 + comm.rank, 'f4') for r in range(comm.size))
+        np.testing.assert_array_equal(made.reduce_scatter(rows), total)
+
+
+@pytest.mark.usefixtures('window_for_all')
+def test_arrays_have_the_same_bits_on_all_ranks(comm: Communicator) -> None:
+    x = np.random.default_rng(comm.rank).standard_normal(5000).astype('f4')
+    with testing.create_on_nodes('two_dimensional', [comm.size]) as made:
+        bits = {made.allreduce(x).tobytes() for _ in range(3)}
+        assert len(bits.union(*comm.allgather_obj(bits))) == 1
+        everyone = np.stack(comm.allgather(x))
+        (found,) = bits
+        exact = everyone.astype('f8').sum(axis=0)
+        np.testing.assert_allclose(np.frombuffer(found, 'f4'), exact, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures('window_for_all')
+def test_an_array_that_may_not_be_written(comm: Communicator) -> None:
+    x = numbers(comm.rank, 500, 'f4')
+    x.flags.writeable = False
+    with testing.create_on_nodes('two_dimensional', [comm.size]) as made:
+        total = sum(numbers(r, 500, 'f4') for r in range(comm.size))
+        np.testing.assert_array_equal(made.allreduce(x), total)

@@ -103,6 +103,10 @@ def test_reductions(transport: Transport, size: int, op: str) -> None:
         transport.reduce(buffer, root, op)
         at_root = transport.rank == root
         np.testing.assert_array_equal(buffer, expected if at_root else data(transport.rank, size))
+        kept, into = data(transport.rank, size), np.zeros_like(buffer)
+        transport.reduce(kept, root, op, into)
+        np.testing.assert_array_equal(kept, data(transport.rank, size))
+        np.testing.assert_array_equal(into, expected if at_root else np.zeros_like(buffer))
 
 
 @pytest.mark.usefixtures('largest')
