@@ -81,6 +81,8 @@ def is_array(x: object) -> bool:
 
 def on_gpu(x: object) -> bool:
     """Tell whether `x` lives in the memory of a GPU."""
+    if type(x) is np.ndarray:
+        return False
     cupy = sys.modules.get('cupy')
     return cupy is not None and isinstance(x, cupy.ndarray)
 
@@ -104,13 +106,13 @@ def place_of(*arrays: Array) -> str:
     ArgumentError
         Some are here, some are there.
     """
-    places = sorted({'gpu' if on_gpu(x) else 'cpu' for x in arrays})
-    if len(places) > 1:
+    first = 'gpu' if arrays and on_gpu(arrays[0]) else 'cpu'
+    if len(arrays) > 1 and any(on_gpu(x) != (first == 'gpu') for x in arrays):
         raise ArgumentError(
             "some arrays are NumPy's and some are CuPy's, but those of one call travel one way. "
             'Move them to one place.'
         )
-    return places[0] if places else 'cpu'
+    return first
 
 
 def copy_across(source: Array, target: Array) -> None:
@@ -171,7 +173,7 @@ def rows_like(x: Array, count: int) -> tuple[Array, ...]:
 
 def rows_of(block: Array) -> tuple[Array, ...]:
     """Return the rows of an array as arrays, also if they hold one number each."""
-    return tuple(block[i, ...] for i in range(len(block)))
+    return tuple(block) if block.ndim > 1 else tuple(block[i, ...] for i in range(len(block)))
 
 
 def pinned_empty(nbytes: int) -> Array:

@@ -7,14 +7,15 @@ receiving it. The system gets the memory of a freed one back at once, so the nex
     del received                 the block is back
     received = comm.recv(0)      the same block, without page faults
 
-A block lives as long as any array or view on it.
+Every array and view on a block refers to it, so its count of references tells whether it is in use.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from sys import getrefcount
 from typing import Any
 
 import numpy as np
@@ -24,46 +25,50 @@ Memory = np.ndarray[Any, np.dtype[np.uint8]]
 FROM_BYTES = 2 * 1024 * 1024  # what is shorter comes from malloc's own pool, and faster
 KEPT_BYTES = 256 * 1024 * 1024  # at most, per process
 
-# Those that nobody uses, the one that was given back last at the end. Each operation on it is one
-# of the dict's own, so that it needs no lock: `Block.__del__` may be called anywhere, any time.
-_spare: dict[int, Memory] = {}
-_numbers = itertools.count()
-
-
-class Block:
-    """Owns memory as long as an array is on it, then gives it to the pool."""
-
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-        self.__array_interface__ = memory.__array_interface__
-
-    def __del__(self) -> None:
-        self._give_back(self._memory)
-
-    _give_back: Callable[[Memory], None]
+_blocks: list[Memory] = []  # in use or not, the oldest first
 
 
 def empty(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     """Return an uninitialised array, as `numpy.empty`, on recycled memory if it is large."""
     nbytes = math.prod(shape) * dtype.itemsize
-    if nbytes < FROM_BYTES:
+    if not FROM_BYTES <= nbytes <= KEPT_BYTES:
         return np.empty(shape, dtype)
-    return np.asarray(Block(_take(nbytes))).view(dtype).reshape(shape)
+    memory = _unused(nbytes)
+    if memory is None:
+        memory = _new(nbytes)
+    return memory.view(dtype).reshape(shape)
 
 
-def _take(nbytes: int) -> Memory:
-    for number in reversed(list(_spare)):
-        memory = _spare.get(number)
-        if memory is not None and memory.nbytes == nbytes and _spare.pop(number, None) is not None:
+def _unused(nbytes: int) -> Memory | None:
+    """Return a block that nobody refers to, if there is one.
+
+    Two threads never get the same: who looks at a block refers to it, which the other one counts.
+    """
+    for i in range(len(_blocks) - 1, -1, -1):
+        try:
+            memory = _blocks[i]
+        except IndexError:  # another thread has let go of some
+            continue
+        if memory.nbytes == nbytes and getrefcount(memory) == _OF_NOBODY:
             return memory
-    return np.empty(nbytes, np.uint8)
+    return None
 
 
-def _give_back(memory: Memory) -> None:
-    """Keep `memory`; let go of others, the one that was not needed for longest first."""
-    _spare[next(_numbers)] = memory
-    while sum(spare.nbytes for spare in list(_spare.values())) > KEPT_BYTES:
-        _spare.pop(next(iter(list(_spare)), -1), None)
+def _references_of_nobody() -> int:
+    """Return the count that `_unused` finds for a block that only the list has."""
+    blocks = [np.empty(0, np.uint8)]
+    memory = blocks[0]
+    return getrefcount(memory)
 
 
-Block._give_back = staticmethod(_give_back)  # there until the very end of the program
+_OF_NOBODY = _references_of_nobody()
+
+
+def _new(nbytes: int) -> Memory:
+    """Return a new block, and let go of the oldest ones if there are too many."""
+    memory = np.empty(nbytes, np.uint8)
+    _blocks.append(memory)
+    while sum(block.nbytes for block in _blocks[:]) > KEPT_BYTES:
+        with contextlib.suppress(IndexError):
+            del _blocks[0]
+    return memory

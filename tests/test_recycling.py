@@ -15,7 +15,7 @@ FLOAT = np.dtype(np.float64)
 
 @pytest.fixture(autouse=True)
 def _empty_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recycling, '_spare', {})
+    monkeypatch.setattr(recycling, '_blocks', [])
 
 
 def address(x: np.ndarray) -> int:
@@ -73,13 +73,26 @@ def test_other_lengths_and_short_ones_are_new() -> None:
     assert recycling.empty((0, 3), FLOAT).shape == (0, 3)
 
 
-def test_what_was_not_needed_for_longest_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recycling, 'KEPT_BYTES', 3 * LONG)
-    xs = [recycling.empty((LONG // 8 + k,), FLOAT) for k in range(4)]
-    lengths = [x.nbytes for x in xs]
-    while xs:
-        xs.pop(0)
-    assert [memory.nbytes for memory in recycling._spare.values()] == lengths[-2:]
+    lengths = [recycling.empty((LONG // 8 + k,), FLOAT).nbytes for k in range(4)]
+    assert [memory.nbytes for memory in recycling._blocks] == lengths[-2:]
+
+
+def test_what_is_in_use_may_go_from_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recycling, 'KEPT_BYTES', 3 * LONG)
+    xs = [recycling.empty((LONG // 8,), FLOAT) for _ in range(5)]
+    for k, x in enumerate(xs):
+        x[...] = k
+    assert [x[0] for x in xs] == [x[-1] for x in xs] == [0, 1, 2, 3, 4]
+    assert len({address(x) for x in xs}) == 5
+    assert len(recycling._blocks) == 3
+
+
+def test_what_is_longer_than_the_pool_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recycling, 'KEPT_BYTES', LONG)
+    assert recycling.empty((LONG + 1,), np.dtype('u1')).flags.owndata
+    assert not recycling._blocks
 
 
 def test_threads_never_share() -> None:

@@ -9,6 +9,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from mnx.arrays import (
+    MAX_NDIM,
     Array,
     Reduction,
     as_bytes,
@@ -394,6 +395,8 @@ class ArrayMessages(Endpoint):
 
     def _row(self, xs: Any, call: str) -> list[Array]:
         """Return `xs` as one sendable array for each rank."""
+        if type(xs) is np.ndarray and 1 < xs.ndim <= MAX_NDIM and len(xs) == self.size:
+            return list(sendable(xs, call))
         if not isinstance(xs, Iterable) or getattr(xs, 'ndim', 1) == 0:
             raise ArgumentError(f'{call}: needs one array per rank ({self.size}) but got {xs!r}.')
         rows = [sendable(x, call) for x in xs]
@@ -441,4 +444,4 @@ def _named(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
 
 
 def _where(x: Array) -> tuple[str, ...]:
-    return ('on a GPU',) if on_gpu(x) else ()
+    return () if type(x) is np.ndarray or not on_gpu(x) else ('on a GPU',)

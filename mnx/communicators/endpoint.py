@@ -140,7 +140,8 @@ class Endpoint:
 
     def _meet(self, call: str) -> Meeting:
         """As `together`, for the collectives of mnx itself: ``MNX_CHECK=0`` leaves it out."""
-        self._check_open(call)
+        if self._resources.closed:
+            self._check_open(call)
         return self.meetings(call, optional=True)
 
     def _check_open(self, call: str) -> None:

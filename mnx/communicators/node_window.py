@@ -109,12 +109,17 @@ class Plan:
     chunks : list of Chunk
     cut : list of int
         The arrays that are cut somewhere, which takes contiguous ones.
+    shared : bool
+        Whether other ranks want what this one has summed.
     """
 
-    def __init__(self, line: Line, dtype: np.dtype[Any], chunks: list[Chunk]) -> None:
+    def __init__(
+        self, line: Line, dtype: np.dtype[Any], chunks: list[Chunk], shared: bool = True
+    ) -> None:
         self.shapes = line.shapes
         self.dtype = dtype
         self.chunks = chunks
+        self.shared = shared
         self.cut = sorted({i for chunk in chunks for i in chunk.cut()})
 
 
@@ -214,7 +219,7 @@ class NodeWindow:
         line, step = Line([(length,)] * self._size), self._chunk_bytes // dtype.itemsize
         borders = [*range(0, length, step // self._size), length]
         chunks = [self._chunk_of_rows(line, *ends) for ends in itertools.pairwise(borders)]
-        return Plan(line, dtype, chunks)
+        return Plan(line, dtype, chunks, shared=False)
 
     def _kept(
         self, make: Callable[[int, np.dtype[Any]], Plan], length: int, dtype: np.dtype[Any]
@@ -269,7 +274,7 @@ class NodeWindow:
         if not own.stretch.length:
             return
         inputs, results = self._buffers(plan.dtype)
-        total = results[k % BUFFERS][own.place]
+        total = results[k % BUFFERS][own.place] if plan.shared else own.stretch.of(into)[0]
         parts = [buffers[k % BUFFERS][own.place] for buffers in inputs]
         views = own.stretch.of(arrays)
         flat = None if steps.changes_input() else _as_it_is(views, total)
@@ -280,11 +285,12 @@ class NodeWindow:
             parts[self._rank] = flat
         # and out again, while the core has it in its cache
         divisor = steps.divisor()
-        twin = None if divisor is None or not into else _as_it_is(own.stretch.of(into), total)
+        keeps = plan.shared and divisor is not None and bool(into)
+        twin = _as_it_is(own.stretch.of(into), total) if keeps else None
         add_up(parts, total, 1.0 if divisor is None else divisor, twin)
         if divisor is None:
             steps.after(total)
-        if twin is None:
+        if twin is None and plan.shared:
             _copy_out(plan, own, into, results[k % BUFFERS])
 
 

@@ -46,6 +46,7 @@ from mnx.transports.nccl import NcclTransport
 
 WINDOW_FROM = 32 * 1024
 ARRAY_FROM = 512 * 1024  # of a single array, which needs no packing
+ROWS_FROM = 2 * 1024 * 1024  # of all rows of a reduce-scatter
 SHARE_IN_NODE = 256 * 1024  # of each chunk; more would not stay in the cache of a core
 CHUNK_IN_NODE = 1024 * 1024  # at most: each rank holds three of them
 CHUNK_ACROSS_NODES = 4 * 1024 * 1024
@@ -125,7 +126,7 @@ class TwoDimensionalCommunicator(Communicator):
     ) -> None:
         """Put the reduction `into` an array of the root, or of every rank. Collective."""
         one_way = root is not None and self.inter_size > 1  # nothing has to come back
-        window = None if one_way else self._window_for(sent, op)
+        window = None if one_way else self._window_for(sent, op, ARRAY_FROM)
         if window is None:
             super().reduce_flat(sent, into, op, root)
         else:
@@ -134,15 +135,15 @@ class TwoDimensionalCommunicator(Communicator):
     def reduce_rows(self, sent: Array, into: Array, counts: Sequence[int], op: str) -> None:
         """Reduce a row of `counts` elements for each rank; put this rank's there. Collective."""
         in_window = self.inter_size == 1 and self.owners() == self.size and len(set(counts)) == 1
-        window = self._window_for(sent, op) if in_window else None
+        window = self._window_for(sent, op, ROWS_FROM) if in_window else None
         if window is None:
             super().reduce_rows(sent, into, counts, op)
         else:
             window.sum_rows(sent, into, self._steps(_AS_IT_IS))
 
-    def _window_for(self, sent: Array, op: str) -> NodeWindow | None:
+    def _window_for(self, sent: Array, op: str, from_bytes: int) -> NodeWindow | None:
         """Return the window, if a flat array is summed faster there. Collective."""
-        by_mpi = op != 'sum' or sent.nbytes < ARRAY_FROM or self.size == 1 or on_gpu(sent)
+        by_mpi = op != 'sum' or sent.nbytes < from_bytes or self.size == 1 or on_gpu(sent)
         return None if by_mpi else self._window
 
     def sum_buffer(self, buffer: Array) -> None:

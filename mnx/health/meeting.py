@@ -114,6 +114,7 @@ class Meeting:
         '_call',
         '_cargo',
         '_detail',
+        '_digest',
         '_meetings',
         '_sequence',
         '_settled',
@@ -129,6 +130,7 @@ class Meeting:
         self._call = call
         self._detail: Callable[[], list[str]] | None = None
         self._cargo = b''
+        self._digest: int | None = None
         self._settled: Exception | None = None  # a meeting inside was this one's on another rank
 
     def bring(self, *facts: object) -> None:
@@ -168,16 +170,31 @@ class Meeting:
         trace: TracebackType | None,
     ) -> None:
         if not self._takes_place:
-            if self._cargo and error is None:
-                self._meetings.memory[_NUMBERS.size :] = self._cargo
-                self._meetings.control.all_reduce(self._meetings.words, 'max')
+            if error is None:
+                self._exchange_cargo()
             return
         self._leave_block()
         if error is not None and not isinstance(error, Exception):
             return  # SystemExit, KeyboardInterrupt
-        shared = self._settled or self._meet(error)
-        if shared is not None and error is None:
+        if self._settled is None and self._all_equal(error is not None):
+            return
+        shared = self._settled or self._difference(error)
+        if error is None:
             raise shared
+
+    def again(self) -> None:
+        """Meet with what was brought and carried the last time, when it went well. Collective."""
+        self._meetings.sequence += 1
+        self._sequence = self._meetings.sequence
+        if not self._takes_place:
+            self._exchange_cargo()
+        elif not self._all_equal():
+            raise self._difference(None)
+
+    def _exchange_cargo(self) -> None:
+        if self._cargo:
+            self._meetings.memory[_NUMBERS.size :] = self._cargo
+            self._meetings.control.find_largest(self._meetings.words)
 
     def _leave_block(self) -> None:
         """Leave this block, and those inside of it that were never left."""
@@ -187,10 +204,25 @@ class Meeting:
         elif self in blocks:
             del blocks[blocks.index(self) :]
 
-    def _meet(self, error: Exception | None) -> Exception | None:
-        """Compare; return what is wrong: the own error, or what to raise."""
-        if self._all_equal(failed=error is not None):
-            return None
+    def _all_equal(self, failed: bool = False) -> bool:
+        meetings, sequence = self._meetings, self._sequence
+        if self._digest is None:
+            self._digest = zlib.crc32(self._call.encode())
+        digest = self._digest
+        numbers = _NUMBERS.pack(failed, sequence, digest, -sequence, -digest)
+        brought = numbers + self._cargo
+        meetings.memory[: len(brought)] = brought
+        meetings.waits_at = sequence
+        meetings.control.find_largest(meetings.words)
+        meetings.waits_at = 0
+        if not failed and meetings.memory.startswith(numbers):
+            return True
+        # in step again after an error that kept some ranks from meetings inside this one
+        meetings.sequence = max(int(meetings.words[1]), meetings.sequence)
+        return False
+
+    def _difference(self, error: Exception | None) -> Exception:
+        """Tell the others what is wrong; return the own error, or what to raise."""
         reports = pickles.all_gather(self._meetings.control, self._report(error))
         shared = error or verdict(reports)
         common = set.intersection(*(set(report.blocks) for report in reports))
@@ -198,19 +230,6 @@ class Meeting:
             if block._sequence not in common:
                 block._settled = block._settled or shared
         return shared
-
-    def _all_equal(self, failed: bool) -> bool:
-        meetings, sequence = self._meetings, self._sequence
-        digest = zlib.crc32(self._call.encode())
-        brought = _NUMBERS.pack(failed, sequence, digest, -sequence, -digest) + self._cargo
-        meetings.memory[: len(brought)] = brought
-        meetings.waits_at = sequence
-        meetings.control.all_reduce(meetings.words, 'max')
-        meetings.waits_at = 0
-        any_failed, high, high_digest, low, low_digest = _NUMBERS.unpack_from(meetings.memory)
-        # in step again after an error that kept some ranks from meetings inside this one
-        meetings.sequence = max(high, meetings.sequence)
-        return not any_failed and high == -low and high_digest == -low_digest
 
     def _report(self, error: Exception | None) -> Report:
         own = public_class(error)

@@ -91,6 +91,10 @@ class Transport(ABC):
     def all_reduce(self, buffer: Array, op: str = 'sum', into: Array | None = None) -> None:
         """Replace every rank's `buffer` by the reduction of all, or put that `into` another."""
 
+    def find_largest(self, words: Array) -> None:
+        """Replace a few int64 words of host memory by the largest of all ranks, each by its own."""
+        self.all_reduce(words, 'max')
+
     @abstractmethod
     def start_all_reduce(self, buffer: Array, op: str = 'sum') -> Pending:
         """Start `all_reduce`; `buffer` belongs to the transport until it has ended."""

@@ -48,6 +48,9 @@ class Layer(Transport):
     def all_reduce(self, buffer: Array, op: str = 'sum', into: Array | None = None) -> None:
         self._below.all_reduce(buffer, op, into)
 
+    def find_largest(self, words: Array) -> None:
+        self._below.find_largest(words)
+
     def start_all_reduce(self, buffer: Array, op: str = 'sum') -> Pending:
         return self._below.start_all_reduce(buffer, op)
 

@@ -135,6 +135,7 @@ class MpiTransport(Transport):
         self.any_source = int(mpi.ANY_SOURCE)
         self._own_mail = OwnMail(self.rank)
         self._ops = {'sum': mpi.SUM, 'max': mpi.MAX, 'min': mpi.MIN, 'prod': mpi.PROD}
+        self._in_place, self._largest = mpi.IN_PLACE, mpi.MAX
 
     @waits
     def send(self, buffer: Array, dest: int, tag: int) -> None:
@@ -153,7 +154,15 @@ class MpiTransport(Transport):
         for piece in pieces(buffer):
             self._comm.Recv(piece, source, tag)
 
-    # The next two take as little as can be: what `waits` does is written out.
+    # The next three take as little as can be: what `waits` does is written out.
+    def find_largest(self, words: Array) -> None:
+        thread = get_ident()
+        since[thread] = monotonic()
+        try:
+            self._comm.Allreduce(self._in_place, words, self._largest)
+        finally:
+            since.pop(thread, None)
+
     def send_frame(self, frame: bytes, dest: int, tag: int) -> None:
         if dest == self.rank:
             self._own_mail.put(frame, tag)
@@ -216,15 +225,13 @@ class MpiTransport(Transport):
     def _ways(self, buffer: Array, into: Array | None) -> Iterable[tuple[Any, Array]]:
         """Return what MPI reads and where it writes, piece by piece."""
         if into is None:
-            return [(self._mpi.IN_PLACE, piece) for piece in pieces(buffer)]
+            return [(self._in_place, piece) for piece in pieces(buffer)]
         return zip(pieces(buffer), pieces(into), strict=True)
 
     def start_all_reduce(self, buffer: Array, op: str = 'sum') -> Pending:
         synchronize(buffer)
-        in_place, mpi_op = self._mpi.IN_PLACE, self._ops[op]
-        return Requests(
-            [self._comm.Iallreduce(in_place, piece, mpi_op) for piece in pieces(buffer)]
-        )
+        ways = self._ways(buffer, None)
+        return Requests([self._comm.Iallreduce(*way, self._ops[op]) for way in ways])
 
     @waits
     def reduce_scatter(

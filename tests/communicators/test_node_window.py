@@ -88,6 +88,7 @@ def test_same_bits_from_run_to_run(comm: Communicator) -> None:
 def window_for_all(request: pytest.FixtureRequest, monkeypatch) -> None:
     """Arrays of any length go through the window, chunk by chunk."""
     monkeypatch.setattr(two_dimensional, 'ARRAY_FROM', 1)
+    monkeypatch.setattr(two_dimensional, 'ROWS_FROM', 1)
     monkeypatch.setattr(two_dimensional, 'CHUNK_IN_NODE', request.param)
     monkeypatch.setattr(two_dimensional, 'CHUNK_ACROSS_NODES', request.param)
 
