@@ -32,6 +32,9 @@ from mnx.health.meeting import Meeting, cargo_of
 from mnx.transports.base import Pending
 from mnx.transports.local import Done
 
+_KEPT = 1000  # meetings; more kinds of calls than that are no pattern worth remembering
+_LOOK_AT_NUMBERS = ('max', 'min')  # for NaNs, so that arrays of a kind are not all alike
+
 
 class PendingArray:
     """An array that is still on its way."""
@@ -107,10 +110,8 @@ class ArrayMessages(Endpoint):
         -----
         float16 and bfloat16 are added up in float32. References: MPI 4.1, section 6.9.6.
         """
-        with self._meet('allreduce') as meeting:
-            x, rule = _reducible(x, op, 'allreduce')
-            meeting.bring(op, *_kind(x))
-            _bring_nans(meeting, [x], [rule])
+        x, meeting = self._agreed('allreduce', x, _bring_reducible, op)
+        rule = reduction(x.dtype, op)
         if _has_nans(meeting, rule):
             return self._finished(self._extreme_or_nan(x, rule), op, rule)
         total = empty_at(place_of(x), x.shape, rule.wire)
@@ -161,10 +162,8 @@ class ArrayMessages(Endpoint):
         MPI makes progress inside its calls only, so call ``test()`` now and then between other
         work. References: MPI 4.1, section 6.12.
         """
-        with self._meet('start_allreduce') as meeting:
-            x, rule = _reducible(x, op, 'start_allreduce')
-            meeting.bring(op, *_kind(x))
-            _bring_nans(meeting, [x], [rule])
+        x, meeting = self._agreed('start_allreduce', x, _bring_reducible, op)
+        rule = reduction(x.dtype, op)
         if _has_nans(meeting, rule):
             return PendingArray(
                 Done(), functools.partial(self._finished, self._extreme_or_nan(x, rule), op, rule)
@@ -187,11 +186,8 @@ class ArrayMessages(Endpoint):
         array or None
             The reduction on the root, None elsewhere.
         """
-        with self._meet('reduce') as meeting:
-            root = self._rank('reduce', 'root', root)
-            x, rule = _reducible(x, op, 'reduce')
-            meeting.bring(op, f'root={root}', *_kind(x))
-            _bring_nans(meeting, [x], [rule])
+        x, meeting = self._agreed('reduce', x, self._bring_to_root, op, root)
+        root, rule = int(root), reduction(x.dtype, op)
         total = self._total(x, rule, root, _has_nans(meeting, rule))
         return self._finished(total, op, rule) if self.rank == root else None
 
@@ -221,11 +217,9 @@ class ArrayMessages(Endpoint):
             On rank r the reduction of all ranks' ``xs[r]``.
         """
         whole = xs
-        with self._meet('reduce_scatter') as meeting:
-            xs = self._row(xs, 'reduce_scatter')
-            rules = [reduction(x.dtype, op) for x in xs]
-            meeting.bring(op, *(_named(x.dtype, x.shape) for x in xs), *_where(xs[0]))
-            _bring_nans(meeting, xs, rules)
+        rows, meeting = self._agreed('reduce_scatter', xs, self._bring_reducible_rows, op)
+        xs = _rows(rows)
+        rules = [reduction(x.dtype, op) for x in xs]
         mine = empty_at(place_of(xs[0]), xs[self.rank].shape, rules[self.rank].wire)
         has_nans = any(_has_nans(meeting, rule) for rule in rules)
         if not has_nans and len({(rule.wire, rule.op) for rule in rules}) == 1:
@@ -247,13 +241,10 @@ class ArrayMessages(Endpoint):
         array
             The root's `x` itself there, a copy of it elsewhere.
         """
-        with self._meet('bcast') as meeting:
-            root = self._rank('bcast', 'root', root)
-            meeting.bring(f'root={root}')
-            sent = sendable(x, 'bcast') if self.rank == root else None
-            meeting.carry(None if sent is None else headers.cargo(sent))
+        given = self._of_root(x, root)
+        sent, meeting = self._agreed('bcast', given, self._bring_at_root, root)
         received = headers.allocate(meeting.cargo) if sent is None else sent
-        self._arrays.broadcast(as_bytes(received), root)
+        self._arrays.broadcast(as_bytes(received), int(root))
         return received if sent is None else x
 
     def gather(self, x: Array, root: SupportsIndex = 0) -> tuple[Array, ...] | None:
@@ -267,12 +258,9 @@ class ArrayMessages(Endpoint):
             In rank order on the root, None elsewhere. Rows of one block of memory, maybe, as
             those of `allgather` and `alltoall`: copy the one that you keep for long.
         """
-        with self._meet('gather') as meeting:
-            root = self._rank('gather', 'root', root)
-            x = sendable(x, 'gather')
-            meeting.bring(f'root={root}', *_where(x))
-            meeting.carry(headers.cargo(x))
-        at_root, found = self.rank == root, None
+        x, meeting = self._agreed('gather', x, self._bring_for_root, root)
+        root, found = int(root), None
+        at_root = self.rank == root
         if meeting.all_brought_the_same():
             found = rows_like(x, self.size) if at_root else None
         else:
@@ -291,10 +279,7 @@ class ArrayMessages(Endpoint):
         -------
         tuple of `size` arrays, in rank order
         """
-        with self._meet('allgather') as meeting:
-            x = sendable(x, 'allgather')
-            meeting.bring(*_where(x))
-            meeting.carry(headers.cargo(x))
+        x, meeting = self._agreed('allgather', x, _bring_one)
         if meeting.all_brought_the_same():
             block = empty_at(place_of(x), (self.size, *x.shape), x.dtype)
             self._arrays.all_gather(as_bytes(x), as_bytes(block), [x.nbytes] * self.size)
@@ -315,11 +300,9 @@ class ArrayMessages(Endpoint):
         ----------
         xs : sequence of `size` arrays, or one array whose first axis has length `size`
         """
-        with self._meet('scatter') as meeting:
-            root = self._rank('scatter', 'root', root)
-            meeting.bring(f'root={root}')
-            rows = self._row(xs, 'scatter') if self.rank == root else None
-            meeting.carry(None if rows is None else headers.common(rows))
+        given = self._of_root(xs, root)
+        found, meeting = self._agreed('scatter', given, self._bring_rows_at_root, root)
+        rows, root = None if found is None else _rows(found), int(root)
         words = meeting.cargo
         if words[0] == headers.MIXED:
             words = np.empty(headers.WORDS, np.int64)
@@ -342,10 +325,8 @@ class ArrayMessages(Endpoint):
         -------
         tuple of `size` arrays; the s-th came from rank s
         """
-        with self._meet('alltoall') as meeting:
-            rows = self._row(xs, 'alltoall')
-            meeting.bring(*_where(rows[0]))
-            meeting.carry(headers.common(rows))
+        found, meeting = self._agreed('alltoall', xs, self._bring_rows)
+        rows = _rows(found)
         if meeting.cargo[0] != headers.MIXED and meeting.all_brought_the_same():
             received = rows_like(rows[0], self.size)
         else:
@@ -393,6 +374,86 @@ class ArrayMessages(Endpoint):
         """What `send` and `recv` go through; counts their messages."""
         return PointToPoint(self._arrays)
 
+    def _agreed(
+        self, call: str, x: Any, bring: Callable[..., Any], *given: Any
+    ) -> tuple[Any, Meeting]:
+        """Let the ranks compare a call; return `x` as it travels, and the meeting they held.
+
+        `bring(meeting, call, x, *given)` checks `x` and tells the meeting of it: once for each kind
+        of plain array, since the next ones bring the same.
+        """
+        key = self._kind_of_call(call, x, given)
+        known = self._calls.get(key)
+        if known is not None:
+            known.again()
+            return x, known
+        with self._meet(call) as meeting:
+            x = bring(meeting, call, x, *given)
+        if key is not None:
+            if len(self._calls) >= _KEPT:
+                self._calls.clear()
+            self._calls[key] = meeting
+        return x, meeting
+
+    @functools.cached_property
+    def _calls(self) -> dict[Any, Meeting]:
+        return {}
+
+    def _kind_of_call(self, call: str, x: Any, given: tuple[Any, ...]) -> Any:
+        """Return what a meeting depends on; None if that is more than the kind of a plain array."""
+        if self._resources.closed or self.meetings.about:
+            return None
+        for value in given:  # a rank or an operation
+            if type(value) is not int and (type(value) is not str or value in _LOOK_AT_NUMBERS):
+                return None
+        if x is None:
+            return call, given
+        if type(x) is not np.ndarray:
+            return None
+        flags = x.flags
+        return (call, given, x.dtype, x.shape) if flags.c_contiguous and flags.aligned else None
+
+    def _of_root(self, x: Any, root: Any) -> Any:
+        """Return `x`, but None where it does not matter; `root` may be no rank yet."""
+        return None if type(root) is int and root != self.rank else x
+
+    def _bring_to_root(self, meeting: Meeting, call: str, x: Any, op: str, root: Any) -> Array:
+        meeting.bring(f'root={self._rank(call, "root", root)}')
+        return _bring_reducible(meeting, call, x, op)
+
+    def _bring_for_root(self, meeting: Meeting, call: str, x: Any, root: Any) -> Array:
+        meeting.bring(f'root={self._rank(call, "root", root)}')
+        return _bring_one(meeting, call, x)
+
+    def _bring_at_root(self, meeting: Meeting, call: str, x: Any, root: Any) -> Array | None:
+        root = self._rank(call, 'root', root)
+        meeting.bring(f'root={root}')
+        sent = sendable(x, call) if self.rank == root else None
+        meeting.carry(None if sent is None else headers.cargo(sent))
+        return sent
+
+    def _bring_rows_at_root(
+        self, meeting: Meeting, call: str, xs: Any, root: Any
+    ) -> list[Array] | None:
+        root = self._rank(call, 'root', root)
+        meeting.bring(f'root={root}')
+        rows = self._row(xs, call) if self.rank == root else None
+        meeting.carry(None if rows is None else headers.common(rows))
+        return rows
+
+    def _bring_rows(self, meeting: Meeting, call: str, xs: Any) -> list[Array]:
+        rows = self._row(xs, call)
+        meeting.bring(*_where(rows[0]))
+        meeting.carry(headers.common(rows))
+        return rows
+
+    def _bring_reducible_rows(self, meeting: Meeting, call: str, xs: Any, op: str) -> list[Array]:
+        rows = self._row(xs, call)
+        rules = [reduction(x.dtype, op) for x in rows]
+        meeting.bring(op, *(_named(x.dtype, x.shape) for x in rows), *_where(rows[0]))
+        _bring_nans(meeting, rows, rules)
+        return rows
+
     def _row(self, xs: Any, call: str) -> list[Array]:
         """Return `xs` as one sendable array for each rank."""
         if type(xs) is np.ndarray and 1 < xs.ndim <= MAX_NDIM and len(xs) == self.size:
@@ -417,9 +478,24 @@ def _joined(whole: Any, rows: Sequence[Array]) -> Array:
     return module_of(rows[0]).concatenate([flat(x) for x in rows])
 
 
-def _reducible(x: Array, op: str, call: str) -> tuple[Array, Reduction]:
+def _rows(found: Any) -> Sequence[Array]:
+    """Return the arrays of a row that travels as one array, or as several."""
+    return rows_of(found) if type(found) is np.ndarray else found
+
+
+def _bring_one(meeting: Meeting, call: str, x: Any) -> Array:
     x = sendable(x, call)
-    return x, reduction(x.dtype, op)
+    meeting.bring(*_where(x))
+    meeting.carry(headers.cargo(x))
+    return x
+
+
+def _bring_reducible(meeting: Meeting, call: str, x: Any, op: str) -> Array:
+    x = sendable(x, call)
+    rule = reduction(x.dtype, op)
+    meeting.bring(op, *_kind(x))
+    _bring_nans(meeting, [x], [rule])
+    return x
 
 
 def _bring_nans(meeting: Meeting, xs: Sequence[Array], rules: Sequence[Reduction]) -> None:
