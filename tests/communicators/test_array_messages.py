@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import mnx
 from mnx.communicators import Communicator
 from mnx.errors import ArgumentError, DtypeError, MismatchError
 
@@ -277,10 +278,14 @@ def test_bad_input_is_an_error_on_every_rank(comm: Communicator, case: str) -> N
 
 @pytest.mark.needs_ranks(2)
 @pytest.mark.limit(120)
+@pytest.mark.parametrize('is_known', [False, True], ids=['new', 'known'])
 @pytest.mark.parametrize(
     'case', [c for c in BAD if not {'root', 'scatter', 'send'} & set(c.split())]
 )
-def test_bad_input_on_one_rank_is_an_error_on_every_rank(comm: Communicator, case: str) -> None:
+def test_bad_input_on_one_rank_is_an_error_on_every_rank(
+    comm: Communicator, case: str, is_known: bool
+) -> None:
+    """Also where the other ranks' call is one that they have made before."""
     error, match, call = BAD[case]
     good: dict[str, Callable[[], object]] = {
         'string array': lambda: comm.bcast(np.ones(1)),
@@ -289,9 +294,12 @@ def test_bad_input_on_one_rank_is_an_error_on_every_rank(comm: Communicator, cas
         'wrong first axis': lambda: comm.reduce_scatter(np.ones((comm.size, 2))),
         'too many dimensions': lambda: comm.allgather(np.ones(1)),
     }
+    others = good.get(case, lambda: comm.allreduce(np.ones(2)))
+    if is_known:
+        others()
     odd = 0 if case == 'string array' else 1
     with pytest.raises(error, match=match):
-        call(comm) if comm.rank == odd else good.get(case, lambda: comm.allreduce(np.ones(2)))()
+        call(comm) if comm.rank == odd else others()
     comm.barrier()
 
 
@@ -309,9 +317,13 @@ DISAGREE: dict[str, Callable[[Communicator, bool], object]] = {
 
 @pytest.mark.needs_ranks(2)
 @pytest.mark.limit(120)
+@pytest.mark.parametrize('is_known', [False, True], ids=['new', 'known'])
 @pytest.mark.parametrize('case', DISAGREE)
-def test_ranks_that_disagree_all_hear_who(comm: Communicator, case: str) -> None:
+def test_ranks_that_disagree_all_hear_who(comm: Communicator, case: str, is_known: bool) -> None:
+    """Also where each of them makes a call that all have made before."""
     odd = comm.size - 1
+    for kind in [False, True] if is_known else []:
+        DISAGREE[case](comm, kind)
     with pytest.raises(MismatchError) as caught:
         DISAGREE[case](comm, comm.rank == odd)
     text = str(caught.value)
@@ -320,6 +332,84 @@ def test_ranks_that_disagree_all_hear_who(comm: Communicator, case: str) -> None
     if comm.size > 2:
         assert f'> rank {odd}' in text
     comm.barrier()
+
+
+@pytest.mark.needs_ranks(2)
+@pytest.mark.limit(120)
+def test_a_call_of_a_known_kind_that_one_rank_skips(comm: Communicator) -> None:
+    def three(comm: Communicator, skips: bool) -> None:
+        comm.allreduce(np.ones(4))
+        if not skips:
+            comm.allreduce(np.ones(4))
+        comm.allgather(np.ones(2))
+
+    three(comm, skips=False)
+    with pytest.raises(MismatchError, match='allgather'):
+        three(comm, skips=comm.rank == 0)
+    comm.barrier()
+    three(comm, skips=False)
+
+
+ROOTS = [1.0, '0', None, [0], np.array([0, 0]), -1, 99]
+
+
+@pytest.mark.parametrize('root', ROOTS, ids=repr)
+def test_a_root_that_is_none_where_calls_are_known(comm: Communicator, root: Any) -> None:
+    x, row = np.ones(3), np.ones((comm.size, 3))
+    for call in (
+        lambda root: comm.bcast(x, root),
+        lambda root: comm.gather(x, root),
+        lambda root: comm.reduce(x, root=root),
+        lambda root: comm.scatter(row, root),
+    ):
+        call(0)
+        call(comm.size - 1)
+        with pytest.raises(ArgumentError, match='root'):
+            call(root)
+        call(np.int64(0))
+        call(comm.size - 1)
+
+
+@pytest.mark.parametrize('op', [None, ['sum'], 3, 'Sum'], ids=repr)
+def test_an_operation_that_is_none_where_calls_are_known(comm: Communicator, op: Any) -> None:
+    for _ in range(2):
+        comm.allreduce(np.ones(3), 'sum')
+    with pytest.raises((ArgumentError, TypeError)):
+        comm.allreduce(np.ones(3), op)
+    comm.barrier()
+
+
+def test_known_calls_see_new_numbers(any_comm: Communicator) -> None:
+    _call_with_new_numbers(any_comm)
+
+
+def test_known_calls_without_checks(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('MNX_CHECK', '0')
+    with mnx.create_communicator('naive') as unchecked:
+        assert not unchecked.meetings.checks
+        _call_with_new_numbers(unchecked)
+
+
+def _call_with_new_numbers(any_comm: Communicator) -> None:
+    """What is kept is the kind of an array, not what is in it, nor its layout."""
+    n, rank = any_comm.size, any_comm.rank
+    for k in (1, 2, 3):
+        x = np.full((2, 3), float(k * (rank + 1)))
+        x = x.T.copy().T if k == 2 else x  # the same shape in another order
+        total = k * n * (n + 1) / 2
+        same(any_comm.allreduce(x), np.full((2, 3), total))
+        same(any_comm.allreduce(x, 'mean'), np.full((2, 3), total / n))
+        same(any_comm.allreduce(x, 'max'), np.full((2, 3), float(k * n)))
+        same(any_comm.bcast(x, n - 1), np.full((2, 3), float(k * n)))
+        every = np.stack([np.full((2, 3), float(k * (r + 1))) for r in range(n)])
+        same(np.stack(any_comm.allgather(x)), every)
+        found = any_comm.gather(x, n - 1)
+        if rank == n - 1:
+            same(np.stack(found), every)
+        same(any_comm.scatter(every if rank == 0 else None), x)
+        rows = every + 100 * rank
+        same(np.stack(any_comm.alltoall(rows)), np.stack([x + 100 * r for r in range(n)]))
+        same(any_comm.reduce_scatter(rows), n * x + 100 * (n * (n - 1) / 2))
 
 
 @pytest.mark.parametrize('dtype', ['f2', 'f4', 'f8', ml_dtypes.bfloat16], ids=str)
