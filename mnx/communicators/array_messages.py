@@ -326,8 +326,13 @@ class ArrayMessages(Endpoint):
         tuple of `size` arrays; the s-th came from rank s
         """
         found, meeting = self._agreed('alltoall', xs, self._bring_rows)
+        are_equal = meeting.cargo[0] != headers.MIXED and meeting.all_brought_the_same()
+        if are_equal and type(found) is np.ndarray:
+            block = empty_at('cpu', found.shape, found.dtype)
+            self._arrays.all_to_all_rows(as_bytes(found), as_bytes(block))
+            return rows_of(block)
         rows = _rows(found)
-        if meeting.cargo[0] != headers.MIXED and meeting.all_brought_the_same():
+        if are_equal:
             received = rows_like(rows[0], self.size)
         else:
             table = headers.empty_table(self.size)
@@ -441,11 +446,12 @@ class ArrayMessages(Endpoint):
         meeting.carry(None if rows is None else headers.common(rows))
         return rows
 
-    def _bring_rows(self, meeting: Meeting, call: str, xs: Any) -> list[Array]:
+    def _bring_rows(self, meeting: Meeting, call: str, xs: Any) -> Array | list[Array]:
         rows = self._row(xs, call)
+        whole = sendable(xs, call) if self._is_row(xs) else None
         meeting.bring(*_where(rows[0]))
-        meeting.carry(headers.common(rows))
-        return rows
+        meeting.carry(headers.common(rows) if whole is None else headers.of_rows(whole))
+        return rows if whole is None else whole
 
     def _bring_reducible_rows(self, meeting: Meeting, call: str, xs: Any, op: str) -> list[Array]:
         rows = self._row(xs, call)
@@ -454,9 +460,13 @@ class ArrayMessages(Endpoint):
         _bring_nans(meeting, rows, rules)
         return rows
 
+    def _is_row(self, xs: Any) -> bool:
+        """Tell whether an array on the CPU has a row of at least one dimension for each rank."""
+        return type(xs) is np.ndarray and 1 < xs.ndim <= MAX_NDIM and len(xs) == self.size
+
     def _row(self, xs: Any, call: str) -> list[Array]:
         """Return `xs` as one sendable array for each rank."""
-        if type(xs) is np.ndarray and 1 < xs.ndim <= MAX_NDIM and len(xs) == self.size:
+        if self._is_row(xs):
             return list(sendable(xs, call))
         if not isinstance(xs, Iterable) or getattr(xs, 'ndim', 1) == 0:
             raise ArgumentError(f'{call}: needs one array per rank ({self.size}) but got {xs!r}.')

@@ -19,6 +19,7 @@ from mnx.health.meeting import CARGO, cargo_of
 WORDS = CARGO
 MIXED = -1  # instead of a dtype: the arrays differ, so each one has a header of its own
 _GPU = 256
+_OF_ROWS = 512
 _KEPT = 1000  # kinds of arrays; a program has some dozens
 
 Kind = tuple[str, tuple[int, ...], np.dtype[Any]]
@@ -34,9 +35,14 @@ def cargo(x: Array) -> bytes:
     return _cargo(x.dtype, x.shape, on_gpu(x))
 
 
+def of_rows(x: Array) -> bytes:
+    """Return the cargo of an array whose rows are many arrays: that of no single one."""
+    return _cargo(x.dtype, x.shape, on_gpu(x), _OF_ROWS)
+
+
 @functools.lru_cache(_KEPT)
-def _cargo(dtype: np.dtype[Any], shape: tuple[int, ...], is_on_gpu: bool) -> bytes:
-    return cargo_of(dtype_number(dtype) + _GPU * is_on_gpu, len(shape), *shape)
+def _cargo(dtype: np.dtype[Any], shape: tuple[int, ...], is_on_gpu: bool, more: int = 0) -> bytes:
+    return cargo_of(dtype_number(dtype) + _GPU * is_on_gpu + more, len(shape), *shape)
 
 
 def headers(xs: Sequence[Array]) -> Array:

@@ -121,6 +121,10 @@ class Transport(ABC):
     def all_to_all(self, sent: Sequence[Array], received: Sequence[Array]) -> None:
         """Fill rank r's `received[s]` with rank s's `sent[r]`."""
 
+    def all_to_all_rows(self, sent: Array, received: Array) -> None:
+        """As `all_to_all`, for parts of equal length, one behind the other."""
+        self.all_to_all(sent.reshape(self.size, -1), received.reshape(self.size, -1))
+
     @abstractmethod
     def split(self, color: int, key: int) -> Transport:
         """Make a transport among the ranks of one `color`, ordered by `key`. Collective."""

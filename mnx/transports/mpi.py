@@ -273,6 +273,14 @@ class MpiTransport(Transport):
         peers = self._peers()
         self._exchange([(r, sent[r]) for r in peers], [(r, received[r]) for r in peers])
 
+    @waits
+    def all_to_all_rows(self, sent: Array, received: Array) -> None:
+        if received.size > LARGEST_COUNT:
+            super().all_to_all_rows(sent, received)
+            return
+        synchronize(sent)
+        self._comm.Alltoall(sent, received)
+
     def _peers(self) -> list[int]:
         """Return all ranks from this one on, so that not all of them send to rank 0 at once."""
         return [(self.rank + k) % self.size for k in range(self.size)]

@@ -172,6 +172,17 @@ def test_reduce_scatter(any_comm: Communicator) -> None:
     )
 
 
+def test_rows_of_one_shape_in_two_ways(any_comm: Communicator) -> None:
+    """A rank's one array is shaped as each of the others' arrays."""
+    n, rank = any_comm.size, any_comm.rank
+    table = np.arange(3.0 * n).reshape(n, 3)
+    given = table if rank == 0 else [table + 100 * rank + 10 * r for r in range(n)]
+    found = any_comm.alltoall(given)
+    same(found[0], table[rank])
+    for sender in range(1, n):
+        same(found[sender], table + 100 * sender + 10 * rank)
+
+
 def test_one_array_stands_for_its_rows(any_comm: Communicator) -> None:
     comm = any_comm
     table = np.arange(comm.size * 2).reshape(comm.size, 2)
