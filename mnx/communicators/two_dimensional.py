@@ -101,7 +101,7 @@ class AcrossNodes:
 
 
 class TwoDimensionalCommunicator(Communicator):
-    """Shared memory or NCCL inside a node, MPI across nodes; short lists go by MPI alone."""
+    """Shared memory or NCCL inside a node, MPI across nodes; what is short goes by MPI alone."""
 
     name = 'two_dimensional'
 
