@@ -95,7 +95,7 @@ def test_complex_gradients_stay_complex(
 
 def test_a_dtype_that_is_set_later(comm: Communicator) -> None:
     """Also where the way of a model's gradients is known already."""
-    with create_on_nodes('shared_memory', [4]) as wired:
+    with create_on_nodes('shared_memory', [comm.size]) as wired:
         model = link_of({'p': np.zeros(70_001)})
         exact = (comm.size + 1) / 2 + 1 / 3
         for wire, error in ((None, 0), ('float32', 1e-8), ('float64', 0)):
