@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Sequence
 from sys import getrefcount
 from typing import Any
@@ -31,7 +32,7 @@ _blocks: list[Memory] = []  # in use or not, the oldest first
 def empty(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     """Return an uninitialised array, as `numpy.empty`, on recycled memory if it is large."""
     nbytes = math.prod(shape) * dtype.itemsize
-    if not FROM_BYTES <= nbytes <= KEPT_BYTES:
+    if not (FROM_BYTES <= nbytes <= KEPT_BYTES and _COUNTS_HOLD):
         return np.empty(shape, dtype)
     memory = _unused(nbytes)
     if memory is None:
@@ -61,7 +62,10 @@ def _references_of_nobody() -> int:
     return getrefcount(memory)
 
 
-_OF_NOBODY = _references_of_nobody()
+# a tracer that holds the function's variables counts now, but not later: what is in use would seem
+# to be nobody's
+_OF_NOBODY = min(3, _references_of_nobody())
+_COUNTS_HOLD = getattr(sys, '_is_gil_enabled', lambda: True)()  # not where threads run at once
 
 
 def _new(nbytes: int) -> Memory:

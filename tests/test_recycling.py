@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -111,3 +113,21 @@ def test_threads_never_share() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_tracer_does_not_make_the_count_wrong() -> None:
+    """Debuggers and tools that measure coverage hold the variables of what they trace."""
+    program = """
+import sys
+def trace(frame, *_):
+    if frame.f_code.co_name == '_references_of_nobody':
+        frame.f_locals
+        return trace
+sys.settrace(trace)
+from mnx import recycling
+sys.settrace(None)
+import numpy as np
+xs = [recycling.empty((recycling.FROM_BYTES,), np.dtype('u1')) for _ in range(3)]
+assert len({x.ctypes.data for x in xs}) == 3, 'two arrays in one place'
+"""
+    subprocess.run([sys.executable, '-c', program], check=True, timeout=60)

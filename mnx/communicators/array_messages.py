@@ -15,7 +15,7 @@ from mnx.arrays import (
     as_bytes,
     empty_at,
     flat,
-    is_array,
+    is_plain,
     module_of,
     on_gpu,
     place_of,
@@ -216,9 +216,9 @@ class ArrayMessages(Endpoint):
         array
             On rank r the reduction of all ranks' ``xs[r]``.
         """
-        whole = xs
-        rows, meeting = self._agreed('reduce_scatter', xs, self._bring_reducible_rows, op)
-        xs = _rows(rows)
+        found, meeting = self._agreed('reduce_scatter', xs, self._bring_reducible_rows, op)
+        whole = found if type(found) is np.ndarray else xs
+        xs = _rows(found)
         rules = [reduction(x.dtype, op) for x in xs]
         mine = empty_at(place_of(xs[0]), xs[self.rank].shape, rules[self.rank].wire)
         has_nans = any(_has_nans(meeting, rule) for rule in rules)
@@ -327,7 +327,7 @@ class ArrayMessages(Endpoint):
         """
         found, meeting = self._agreed('alltoall', xs, self._bring_rows)
         are_equal = meeting.cargo[0] != headers.MIXED and meeting.all_brought_the_same()
-        if are_equal and type(found) is np.ndarray:
+        if are_equal and self._is_row(found):
             block = empty_at('cpu', found.shape, found.dtype)
             self._arrays.all_to_all_rows(as_bytes(found), as_bytes(block))
             return rows_of(block)
@@ -413,10 +413,7 @@ class ArrayMessages(Endpoint):
                 return None
         if x is None:
             return call, given
-        if type(x) is not np.ndarray:
-            return None
-        flags = x.flags
-        return (call, given, x.dtype, x.shape) if flags.c_contiguous and flags.aligned else None
+        return (call, given, x.dtype, x.shape) if is_plain(x) else None
 
     def _of_root(self, x: Any, root: Any) -> Any:
         """Return `x`, but None where it does not matter; `root` may be no rank yet."""
@@ -439,35 +436,40 @@ class ArrayMessages(Endpoint):
 
     def _bring_rows_at_root(
         self, meeting: Meeting, call: str, xs: Any, root: Any
-    ) -> list[Array] | None:
+    ) -> Array | list[Array] | None:
         root = self._rank(call, 'root', root)
         meeting.bring(f'root={root}')
-        rows = self._row(xs, call) if self.rank == root else None
-        meeting.carry(None if rows is None else headers.common(rows))
-        return rows
+        found = self._row(xs, call) if self.rank == root else None
+        meeting.carry(None if found is None else headers.common(_rows(found)))
+        return found
 
     def _bring_rows(self, meeting: Meeting, call: str, xs: Any) -> Array | list[Array]:
-        rows = self._row(xs, call)
-        whole = sendable(xs, call) if self._is_row(xs) else None
-        meeting.bring(*_where(rows[0]))
-        meeting.carry(headers.common(rows) if whole is None else headers.of_rows(whole))
-        return rows if whole is None else whole
+        found = self._row(xs, call)
+        if self._is_row(found):
+            meeting.carry(headers.of_rows(found))
+        else:
+            meeting.bring(*_where(found[0]))
+            meeting.carry(headers.common(found))
+        return found
 
-    def _bring_reducible_rows(self, meeting: Meeting, call: str, xs: Any, op: str) -> list[Array]:
-        rows = self._row(xs, call)
+    def _bring_reducible_rows(
+        self, meeting: Meeting, call: str, xs: Any, op: str
+    ) -> Array | list[Array]:
+        found = self._row(xs, call)
+        rows = _rows(found)
         rules = [reduction(x.dtype, op) for x in rows]
         meeting.bring(op, *(_named(x.dtype, x.shape) for x in rows), *_where(rows[0]))
         _bring_nans(meeting, rows, rules)
-        return rows
+        return found
 
     def _is_row(self, xs: Any) -> bool:
         """Tell whether an array on the CPU has a row of at least one dimension for each rank."""
         return type(xs) is np.ndarray and 1 < xs.ndim <= MAX_NDIM and len(xs) == self.size
 
-    def _row(self, xs: Any, call: str) -> list[Array]:
-        """Return `xs` as one sendable array for each rank."""
+    def _row(self, xs: Any, call: str) -> Array | list[Array]:
+        """Return `xs` as one sendable array for each rank, or as one whose rows they are."""
         if self._is_row(xs):
-            return list(sendable(xs, call))
+            return sendable(xs, call)
         if not isinstance(xs, Iterable) or getattr(xs, 'ndim', 1) == 0:
             raise ArgumentError(f'{call}: needs one array per rank ({self.size}) but got {xs!r}.')
         rows = [sendable(x, call) for x in xs]
@@ -483,7 +485,8 @@ class ArrayMessages(Endpoint):
 
 def _joined(whole: Any, rows: Sequence[Array]) -> Array:
     """Return the rows of `whole` one behind the other: itself, if they lie so."""
-    if is_array(whole) and whole.flags.c_contiguous and whole.dtype == rows[0].dtype:
+    is_one = type(whole) is np.ndarray or on_gpu(whole)
+    if is_one and whole.flags.c_contiguous and whole.dtype == rows[0].dtype:
         return flat(whole)
     return module_of(rows[0]).concatenate([flat(x) for x in rows])
 

@@ -111,7 +111,8 @@ class ModelMessages(Endpoint):
             'multi_node_mean_grad', model, zero_fill, weight, fact
         )
         if self.size > 1 or self._config.allreduce_grad_dtype is not None:
-            self.mean_arrays(grads, layout, scaling)
+            with np.errstate(all='ignore'):  # as MPI: an error would be one rank's alone
+                self.mean_arrays(grads, layout, scaling)
         if chainer.is_debug():
             check_finite(layout.names, grads)
 

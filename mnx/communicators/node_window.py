@@ -167,7 +167,8 @@ class NodeWindow:
         flat = list(arrays)
         for i in strided:
             flat[i] = arrays[i].copy(order='C')
-        self._sum(plan, flat, flat if into is None else list(into), steps)
+        with np.errstate(all='ignore'):  # as MPI: an error would be one rank's alone
+            self._sum(plan, flat, flat if into is None else list(into), steps)
         for i in strided if into is None else ():
             arrays[i][...] = flat[i]
 

@@ -143,8 +143,9 @@ class TwoDimensionalCommunicator(Communicator):
 
     def _window_for(self, sent: Array, op: str, from_bytes: int) -> NodeWindow | None:
         """Return the window, if a flat array is summed faster there. Collective."""
-        by_mpi = op != 'sum' or sent.nbytes < from_bytes or self.size == 1 or on_gpu(sent)
-        return None if by_mpi else self._window
+        if op != 'sum' or sent.nbytes < from_bytes or on_gpu(sent):
+            return None
+        return self._window if max(map(len, self.topology.nodes)) > 1 else None
 
     def sum_buffer(self, buffer: Array) -> None:
         """Replace a flat buffer by its sum over all ranks. Collective."""
@@ -198,7 +199,7 @@ class TwoDimensionalCommunicator(Communicator):
     def _say_without_window(self, problems: list[str]) -> None:
         if self.rank == 0:
             warnings.warn(
-                f'{self.name}: no shared memory ({problems[0]}), so gradients go by plain MPI, '
+                f'{self.name}: no shared memory ({problems[0]}), so sums go by plain MPI, '
                 'which is slower. In a container, give it more by --shm-size or --ipc=host.',
                 stacklevel=2,
             )
