@@ -65,15 +65,20 @@ class Part:
     ----------
     stretch : Stretch
         Which elements of the arrays it is.
-    place : slice
-        Where in a buffer.
-    row : Row or None
-        That place in the result buffer, in the shapes of the arrays; kept for the next time.
+    sent : array
+        Where in the window this rank puts them.
+    row : Row
+        Where in the window their sum lies, in the shapes of the arrays.
     """
 
     stretch: Stretch
-    place: slice
-    row: Row | None = None
+    sent: Array
+    row: Row
+
+    def copy_out(self, into: list[Array]) -> None:
+        """Copy the sum into arrays, if there are any."""
+        if into:
+            self.row.copy_to(self.stretch.of(into))
 
 
 @dataclass
@@ -84,6 +89,8 @@ class Chunk:
     ----------
     own : Part
         The share that it sums.
+    inputs : list of array
+        That share of every rank in the window.
     others : list of Part
         What it copies in for the others.
     wanted : list of Part
@@ -91,6 +98,7 @@ class Chunk:
     """
 
     own: Part
+    inputs: list[Array]
     others: list[Part]
     wanted: list[Part]
 
@@ -142,14 +150,13 @@ class NodeWindow:
         self._owners = owners
         self._chunk_bytes = chunk_bytes
         self._window: SharedWindow = intra.allocate_shared(2 * BUFFERS * chunk_bytes)
-        self._known: dict[np.dtype[Any], tuple[list[list[Array]], list[Array]]] = {}
         self._plans: dict[Any, Plan] = {}
 
     def plan(self, shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any]) -> Plan:
         """Cut arrays of these shapes, summed in `dtype`, into chunks for this rank."""
         line, length = Line(shapes), self._chunk_bytes // dtype.itemsize
-        borders = [*range(0, line.length, length), line.length]
-        chunks = [self._chunk(line, start, stop) for start, stop in itertools.pairwise(borders)]
+        borders = itertools.pairwise([*range(0, line.length, length), line.length])
+        chunks = [self._chunk(line, dtype, k, *ends) for k, ends in enumerate(borders)]
         return Plan(line, dtype, chunks)
 
     def sum(
@@ -184,42 +191,53 @@ class NodeWindow:
         self.sum(plan, list(rows), steps, [into] * self._size)
 
     def _sum(self, plan: Plan, arrays: list[Array], into: list[Array], steps: Steps) -> None:
-        inputs, results = self._buffers(plan.dtype)
-        count = len(plan.chunks)
-        self._copy_in(plan, 0, arrays, inputs, steps)
+        chunks, count = plan.chunks, len(plan.chunks)
+        scales = steps.changes_input()
+        _copy_in(chunks[0], arrays, steps, scales)
         for k in range(count + 1):
             self._window.arrive()
             if k + 1 < count:
-                self._copy_in(plan, k + 1, arrays, inputs, steps)
+                _copy_in(chunks[k + 1], arrays, steps, scales)
             if k >= 2:
-                self._copy_out(plan, k - 2, into, results)
+                _copy_out(chunks[k - 2], into)
             self._window.wait()
-            if k < count:
-                self._sum_share(plan, k, arrays, into, steps)
-        self._copy_out(plan, count - 1, into, results)
+            if k < count and chunks[k].own.stretch.length:
+                self._sum_share(plan, chunks[k], arrays, into, steps)
+        _copy_out(chunks[count - 1], into)
 
     def close(self) -> None:
         """Free the window. Collective."""
-        self._known.clear()
         self._plans.clear()
         self._window.close()
 
-    def _chunk(self, line: Line, start: int, stop: int) -> Chunk:
+    def _chunk(self, line: Line, dtype: np.dtype[Any], k: int, start: int, stop: int) -> Chunk:
         own = share(stop - start, self._rank, self._owners)
         places = [own, slice(0, own.start), slice(own.stop, stop - start)]
-        mine, *others = [
-            Part(line.stretch(start + place.start, start + place.stop), place) for place in places
-        ]
+        mine, *others = [self._part(line, dtype, k, place, start + place.start) for place in places]
         others = [part for part in others if part.stretch.length]
-        return Chunk(mine, others, others)
+        return Chunk(mine, self._inputs(dtype, k, own), others, others)
+
+    def _part(self, line: Line, dtype: np.dtype[Any], k: int, place: slice, start: int) -> Part:
+        """Return the elements from `start` on that go through a place in the buffers of chunk k."""
+        stretch = line.stretch(start, start + place.stop - place.start)
+        row = Row(self._buffer(dtype, 0, BUFFERS + k % BUFFERS)[place], stretch.shapes(line.shapes))
+        return Part(stretch, self._buffer(dtype, self._rank, k % BUFFERS)[place], row)
+
+    def _inputs(self, dtype: np.dtype[Any], k: int, place: slice) -> list[Array]:
+        return [self._buffer(dtype, rank, k % BUFFERS)[place] for rank in range(self._size)]
+
+    def _buffer(self, dtype: np.dtype[Any], rank: int, number: int) -> Array:
+        """Return a buffer of a rank: first those of inputs, then, on rank 0, those of results."""
+        slot = self._window.slots[rank]
+        return slot[number * self._chunk_bytes : (number + 1) * self._chunk_bytes].view(dtype)
 
     def _plan_of_one(self, length: int, dtype: np.dtype[Any]) -> Plan:
         return self.plan([(length,)], dtype)
 
     def _plan_of_rows(self, length: int, dtype: np.dtype[Any]) -> Plan:
         line, step = Line([(length,)] * self._size), self._chunk_bytes // dtype.itemsize
-        borders = [*range(0, length, step // self._size), length]
-        chunks = [self._chunk_of_rows(line, *ends) for ends in itertools.pairwise(borders)]
+        borders = itertools.pairwise([*range(0, length, step // self._size), length])
+        chunks = [self._chunk_of_rows(line, dtype, k, *ends) for k, ends in enumerate(borders)]
         return Plan(line, dtype, chunks, shared=False)
 
     def _kept(
@@ -232,57 +250,29 @@ class NodeWindow:
             self._plans[key] = make(length, dtype)
         return self._plans[key]
 
-    def _chunk_of_rows(self, line: Line, start: int, stop: int) -> Chunk:
+    def _chunk_of_rows(
+        self, line: Line, dtype: np.dtype[Any], k: int, start: int, stop: int
+    ) -> Chunk:
         length, step = line.length // self._size, stop - start
-        parts: list[Part] = []
-        for first in range(0, line.length, length):
-            place = slice(len(parts) * step, (len(parts) + 1) * step)
-            parts.append(Part(line.stretch(first + start, first + stop), place))
-        mine = parts.pop(self._rank)
-        return Chunk(mine, parts, [])
-
-    def _buffers(self, dtype: np.dtype[Any]) -> tuple[list[list[Array]], list[Array]]:
-        """Return the input buffers of every rank, and the result buffers, which rank 0 holds."""
-        if dtype not in self._known:
-            ranks = range(self._size)
-            inputs = [self._half_of_a_slot(dtype, rank, 0) for rank in ranks]
-            self._known[dtype] = inputs, self._half_of_a_slot(dtype, 0, BUFFERS)
-        return self._known[dtype]
-
-    def _half_of_a_slot(self, dtype: np.dtype[Any], rank: int, first: int) -> list[Array]:
-        slot = self._window.slots[rank]
-        return [
-            slot[q * self._chunk_bytes : (q + 1) * self._chunk_bytes].view(dtype)
-            for q in range(first, first + BUFFERS)
+        places = [slice(r * step, (r + 1) * step) for r in range(self._size)]
+        parts = [
+            self._part(line, dtype, k, place, r * length + start) for r, place in enumerate(places)
         ]
-
-    def _copy_in(
-        self, plan: Plan, k: int, arrays: list[Array], inputs: list[list[Array]], steps: Steps
-    ) -> None:
-        buffer = inputs[self._rank][k % BUFFERS]
-        for part in plan.chunks[k].others:
-            concatenate(part.stretch.of(arrays), buffer[part.place])
-            steps.before(buffer[part.place])
-
-    def _copy_out(self, plan: Plan, k: int, into: list[Array], results: list[Array]) -> None:
-        for part in plan.chunks[k].wanted:
-            _copy_out(plan, part, into, results[k % BUFFERS])
+        mine = parts.pop(self._rank)
+        return Chunk(mine, self._inputs(dtype, k, places[self._rank]), parts, [])
 
     def _sum_share(
-        self, plan: Plan, k: int, arrays: list[Array], into: list[Array], steps: Steps
+        self, plan: Plan, chunk: Chunk, arrays: list[Array], into: list[Array], steps: Steps
     ) -> None:
-        own = plan.chunks[k].own
-        if not own.stretch.length:
-            return
-        inputs, results = self._buffers(plan.dtype)
-        total = results[k % BUFFERS][own.place] if plan.shared else own.stretch.of(into)[0]
-        parts = [buffers[k % BUFFERS][own.place] for buffers in inputs]
+        own, parts = chunk.own, chunk.inputs
+        total = own.row.buffer if plan.shared else own.stretch.of(into)[0]
         views = own.stretch.of(arrays)
         flat = None if steps.changes_input() else _as_it_is(views, total)
         if flat is None:
-            concatenate(views, parts[self._rank])
-            steps.before(parts[self._rank])
+            concatenate(views, own.sent)
+            steps.before(own.sent)
         else:
+            parts = parts.copy()
             parts[self._rank] = flat
         # and out again, while the core has it in its cache
         divisor = steps.divisor()
@@ -292,7 +282,19 @@ class NodeWindow:
         if divisor is None:
             steps.after(total)
         if twin is None and plan.shared:
-            _copy_out(plan, own, into, results[k % BUFFERS])
+            own.copy_out(into)
+
+
+def _copy_in(chunk: Chunk, arrays: list[Array], steps: Steps, scales: bool) -> None:
+    for part in chunk.others:
+        concatenate(part.stretch.of(arrays), part.sent)
+        if scales:
+            steps.before(part.sent)
+
+
+def _copy_out(chunk: Chunk, into: list[Array]) -> None:
+    for part in chunk.wanted:
+        part.copy_out(into)
 
 
 def _as_it_is(views: list[Array], total: Array) -> Array | None:
@@ -300,11 +302,3 @@ def _as_it_is(views: list[Array], total: Array) -> Array | None:
     view = views[0]
     is_one = len(views) == 1 and view.dtype == total.dtype and view.flags.c_contiguous
     return view.reshape(-1) if is_one else None
-
-
-def _copy_out(plan: Plan, part: Part, into: list[Array], result: Array) -> None:
-    if not into:
-        return
-    if part.row is None:
-        part.row = Row(result[part.place], part.stretch.shapes(plan.shapes))
-    part.row.copy_to(part.stretch.of(into))
