@@ -9,31 +9,29 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from mnx.arrays import (
-    MAX_NDIM,
     Array,
     Reduction,
     as_bytes,
     empty_at,
     flat,
-    is_plain,
     module_of,
     on_gpu,
     place_of,
     reduction,
     rows_like,
     rows_of,
-    sendable,
 )
 from mnx.communicators import headers
-from mnx.communicators.endpoint import Endpoint
+from mnx.communicators.array_calls import (
+    ArrayCalls,
+    as_rows,
+    bring_one,
+    bring_reducible,
+    brought_nans,
+)
 from mnx.communicators.point_to_point import PointToPoint
-from mnx.errors import ArgumentError
-from mnx.health.meeting import Meeting, cargo_of
 from mnx.transports.base import Pending
 from mnx.transports.local import Done
-
-_KEPT = 1000  # meetings; more kinds of calls than that are no pattern worth remembering
-_LOOK_AT_NUMBERS = ('max', 'min')  # for NaNs, so that arrays of a kind are not all alike
 
 
 class PendingArray:
@@ -74,7 +72,7 @@ class Flights:
             self._pending.pop(0).wait()
 
 
-class ArrayMessages(Endpoint):
+class ArrayMessages(ArrayCalls):
     """The array methods of a communicator.
 
     All NumPy numeric dtypes and bool (and bfloat16 with ml_dtypes), any layout, 0-d and empty
@@ -110,9 +108,9 @@ class ArrayMessages(Endpoint):
         -----
         float16 and bfloat16 are added up in float32. References: MPI 4.1, section 6.9.6.
         """
-        x, meeting = self._agreed('allreduce', x, _bring_reducible, op)
+        x, meeting = self._agreed('allreduce', x, bring_reducible, op)
         rule = reduction(x.dtype, op)
-        if _has_nans(meeting, rule):
+        if brought_nans(meeting, rule):
             return self._finished(self._extreme_or_nan(x, rule), op, rule)
         total = empty_at(place_of(x), x.shape, rule.wire)
         self.reduce_flat(flat(x.astype(rule.wire, copy=False)), flat(total), rule.op)
@@ -162,9 +160,9 @@ class ArrayMessages(Endpoint):
         MPI makes progress inside its calls only, so call ``test()`` now and then between other
         work. References: MPI 4.1, section 6.12.
         """
-        x, meeting = self._agreed('start_allreduce', x, _bring_reducible, op)
+        x, meeting = self._agreed('start_allreduce', x, bring_reducible, op)
         rule = reduction(x.dtype, op)
-        if _has_nans(meeting, rule):
+        if brought_nans(meeting, rule):
             return PendingArray(
                 Done(), functools.partial(self._finished, self._extreme_or_nan(x, rule), op, rule)
             )
@@ -188,7 +186,7 @@ class ArrayMessages(Endpoint):
         """
         x, meeting = self._agreed('reduce', x, self._bring_to_root, op, root)
         root, rule = int(root), reduction(x.dtype, op)
-        total = self._total(x, rule, root, _has_nans(meeting, rule))
+        total = self._total(x, rule, root, brought_nans(meeting, rule))
         return self._finished(total, op, rule) if self.rank == root else None
 
     def _total(self, x: Array, rule: Reduction, root: int, has_nans: bool) -> Array:
@@ -218,16 +216,16 @@ class ArrayMessages(Endpoint):
         """
         found, meeting = self._agreed('reduce_scatter', xs, self._bring_reducible_rows, op)
         whole = found if type(found) is np.ndarray else xs
-        xs = _rows(found)
+        xs = as_rows(found)
         rules = [reduction(x.dtype, op) for x in xs]
         mine = empty_at(place_of(xs[0]), xs[self.rank].shape, rules[self.rank].wire)
-        has_nans = any(_has_nans(meeting, rule) for rule in rules)
+        has_nans = any(brought_nans(meeting, rule) for rule in rules)
         if not has_nans and len({(rule.wire, rule.op) for rule in rules}) == 1:
             sent = _joined(whole, xs).astype(rules[0].wire, copy=False)
             self.reduce_rows(sent, flat(mine), [x.size for x in xs], rules[0].op)
         else:
             for root, (x, rule) in enumerate(zip(xs, rules, strict=True)):
-                total = self._total(x, rule, root, _has_nans(meeting, rule))
+                total = self._total(x, rule, root, brought_nans(meeting, rule))
                 mine = total if root == self.rank else mine
         return self._finished(mine, op, rules[self.rank])
 
@@ -279,7 +277,7 @@ class ArrayMessages(Endpoint):
         -------
         tuple of `size` arrays, in rank order
         """
-        x, meeting = self._agreed('allgather', x, _bring_one)
+        x, meeting = self._agreed('allgather', x, bring_one)
         if meeting.all_brought_the_same():
             block = empty_at(place_of(x), (self.size, *x.shape), x.dtype)
             self._arrays.all_gather(as_bytes(x), as_bytes(block), [x.nbytes] * self.size)
@@ -302,7 +300,7 @@ class ArrayMessages(Endpoint):
         """
         given = self._of_root(xs, root)
         found, meeting = self._agreed('scatter', given, self._bring_rows_at_root, root)
-        rows, root = None if found is None else _rows(found), int(root)
+        rows, root = None if found is None else as_rows(found), int(root)
         words = meeting.cargo
         if words[0] == headers.MIXED:
             words = np.empty(headers.WORDS, np.int64)
@@ -331,7 +329,7 @@ class ArrayMessages(Endpoint):
             block = empty_at('cpu', found.shape, found.dtype)
             self._arrays.all_to_all_rows(as_bytes(found), as_bytes(block))
             return rows_of(block)
-        rows = _rows(found)
+        rows = as_rows(found)
         if are_equal:
             received = rows_like(rows[0], self.size)
         else:
@@ -379,104 +377,6 @@ class ArrayMessages(Endpoint):
         """What `send` and `recv` go through; counts their messages."""
         return PointToPoint(self._arrays)
 
-    def _agreed(
-        self, call: str, x: Any, bring: Callable[..., Any], *given: Any
-    ) -> tuple[Any, Meeting]:
-        """Let the ranks compare a call; return `x` as it travels, and the meeting they held.
-
-        `bring(meeting, call, x, *given)` checks `x` and tells the meeting of it: once for each kind
-        of plain array, since the next ones bring the same.
-        """
-        key = self._kind_of_call(call, x, given)
-        known = self._calls.get(key)
-        if known is not None:
-            known.again()
-            return x, known
-        with self._meet(call) as meeting:
-            x = bring(meeting, call, x, *given)
-        if key is not None:
-            if len(self._calls) >= _KEPT:
-                self._calls.clear()
-            self._calls[key] = meeting
-        return x, meeting
-
-    @functools.cached_property
-    def _calls(self) -> dict[Any, Meeting]:
-        return {}
-
-    def _kind_of_call(self, call: str, x: Any, given: tuple[Any, ...]) -> Any:
-        """Return what a meeting depends on; None if that is more than the kind of a plain array."""
-        if self._resources.closed or self.meetings.about:
-            return None
-        for value in given:  # a rank or an operation
-            if type(value) is not int and (type(value) is not str or value in _LOOK_AT_NUMBERS):
-                return None
-        if x is None:
-            return call, given
-        return (call, given, x.dtype, x.shape) if is_plain(x) else None
-
-    def _of_root(self, x: Any, root: Any) -> Any:
-        """Return `x`, but None where it does not matter; `root` may be no rank yet."""
-        return None if type(root) is int and root != self.rank else x
-
-    def _bring_to_root(self, meeting: Meeting, call: str, x: Any, op: str, root: Any) -> Array:
-        meeting.bring(f'root={self._rank(call, "root", root)}')
-        return _bring_reducible(meeting, call, x, op)
-
-    def _bring_for_root(self, meeting: Meeting, call: str, x: Any, root: Any) -> Array:
-        meeting.bring(f'root={self._rank(call, "root", root)}')
-        return _bring_one(meeting, call, x)
-
-    def _bring_at_root(self, meeting: Meeting, call: str, x: Any, root: Any) -> Array | None:
-        root = self._rank(call, 'root', root)
-        meeting.bring(f'root={root}')
-        sent = sendable(x, call) if self.rank == root else None
-        meeting.carry(None if sent is None else headers.cargo(sent))
-        return sent
-
-    def _bring_rows_at_root(
-        self, meeting: Meeting, call: str, xs: Any, root: Any
-    ) -> Array | list[Array] | None:
-        root = self._rank(call, 'root', root)
-        meeting.bring(f'root={root}')
-        found = self._row(xs, call) if self.rank == root else None
-        meeting.carry(None if found is None else headers.common(_rows(found)))
-        return found
-
-    def _bring_rows(self, meeting: Meeting, call: str, xs: Any) -> Array | list[Array]:
-        found = self._row(xs, call)
-        if self._is_row(found):
-            meeting.carry(headers.of_rows(found))
-        else:
-            meeting.bring(*_where(found[0]))
-            meeting.carry(headers.common(found))
-        return found
-
-    def _bring_reducible_rows(
-        self, meeting: Meeting, call: str, xs: Any, op: str
-    ) -> Array | list[Array]:
-        found = self._row(xs, call)
-        rows = _rows(found)
-        rules = [reduction(x.dtype, op) for x in rows]
-        meeting.bring(op, *(_named(x.dtype, x.shape) for x in rows), *_where(rows[0]))
-        _bring_nans(meeting, rows, rules)
-        return found
-
-    def _is_row(self, xs: Any) -> bool:
-        """Tell whether an array on the CPU has a row of at least one dimension for each rank."""
-        return type(xs) is np.ndarray and 1 < xs.ndim <= MAX_NDIM and len(xs) == self.size
-
-    def _row(self, xs: Any, call: str) -> Array | list[Array]:
-        """Return `xs` as one sendable array for each rank, or as one whose rows they are."""
-        if self._is_row(xs):
-            return sendable(xs, call)
-        if not isinstance(xs, Iterable) or getattr(xs, 'ndim', 1) == 0:
-            raise ArgumentError(f'{call}: needs one array per rank ({self.size}) but got {xs!r}.')
-        rows = [sendable(x, call) for x in xs]
-        self._one_per_rank(call, len(rows))
-        place_of(*rows)
-        return rows
-
     def _finished(self, total: Array, op: str, rule: Reduction) -> Array:
         if op == 'mean':
             total /= self.size
@@ -489,48 +389,3 @@ def _joined(whole: Any, rows: Sequence[Array]) -> Array:
     if is_one and whole.flags.c_contiguous and whole.dtype == rows[0].dtype:
         return flat(whole)
     return module_of(rows[0]).concatenate([flat(x) for x in rows])
-
-
-def _rows(found: Any) -> Sequence[Array]:
-    """Return the arrays of a row that travels as one array, or as several."""
-    return rows_of(found) if type(found) is np.ndarray else found
-
-
-def _bring_one(meeting: Meeting, call: str, x: Any) -> Array:
-    x = sendable(x, call)
-    meeting.bring(*_where(x))
-    meeting.carry(headers.cargo(x))
-    return x
-
-
-def _bring_reducible(meeting: Meeting, call: str, x: Any, op: str) -> Array:
-    x = sendable(x, call)
-    rule = reduction(x.dtype, op)
-    meeting.bring(op, *_kind(x))
-    _bring_nans(meeting, [x], [rule])
-    return x
-
-
-def _bring_nans(meeting: Meeting, xs: Sequence[Array], rules: Sequence[Reduction]) -> None:
-    """Let all ranks know whether any has a NaN where the largest or smallest is looked for."""
-    looked_at = [x for x, rule in zip(xs, rules, strict=True) if rule.is_of_nans]
-    if looked_at:
-        found = any(bool(module_of(x).isnan(x).any()) for x in looked_at)
-        meeting.carry(cargo_of(found))
-
-
-def _has_nans(meeting: Meeting, rule: Reduction) -> bool:
-    return rule.is_of_nans and bool(meeting.cargo[0] > 0)
-
-
-def _kind(x: Array) -> tuple[str, ...]:
-    return _named(x.dtype, x.shape), *_where(x)
-
-
-@functools.lru_cache(1000)
-def _named(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
-    return f'{dtype} {shape}'
-
-
-def _where(x: Array) -> tuple[str, ...]:
-    return () if type(x) is np.ndarray or not on_gpu(x) else ('on a GPU',)

@@ -99,7 +99,7 @@ def numbers(rank: int, size: int, dtype: str) -> np.ndarray:
     return (x * (1 - 2j) if dtype.startswith('c') else x).astype(dtype)
 
 
-@pytest.mark.parametrize('dtype', ['f4', 'f8', 'f2', 'i4', 'u1', 'c8', 'g', 'G'])
+@pytest.mark.parametrize('dtype', ['f4', 'f2', 'i4', 'c8', 'G'])
 @pytest.mark.usefixtures('window_for_all')
 def test_arrays_go_through_the_window(comm: Communicator, monkeypatch, dtype: str) -> None:
     went: list[str] = []
@@ -108,7 +108,7 @@ def test_arrays_go_through_the_window(comm: Communicator, monkeypatch, dtype: st
         monkeypatch.setattr(
             NodeWindow, name, lambda *a, m=method, n=name: (went.append(n), m(*a))[1]
         )
-    for nodes in ([comm.size], [1], [2], [3, 1]):
+    for nodes in ([comm.size], [2], [3, 1]):
         with testing.create_on_nodes('two_dimensional', nodes) as made:
             for size in (0, 5, 64, 65, 600, 600):
                 x = numbers(comm.rank, size, dtype)
