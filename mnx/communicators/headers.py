@@ -2,6 +2,7 @@
 
 word   0                        1      2 ... 15
        dtype + 256 if on a GPU  ndim   shape, padded with zeros
+             + 512 if the rows of one array are meant
 """
 
 from __future__ import annotations

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given, settings
 
 from mnx.arrays import DTYPE_NAMES, MAX_NDIM, as_bytes, dtype_of
-from mnx.communicators.headers import WORDS, allocate, cut, header, headers, nbytes
+from mnx.communicators.headers import (
+    MIXED,
+    WORDS,
+    allocate,
+    cargo,
+    common,
+    cut,
+    header,
+    headers,
+    nbytes,
+    of_rows,
+)
 
 derandomized = settings(derandomize=True, max_examples=80, deadline=None)
 shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3)
@@ -35,6 +46,18 @@ def test_an_array_like_the_one_described(number: int, shape: tuple[int, ...]) ->
     made = allocate(words)
     assert (made.shape, made.dtype, made.nbytes) == (x.shape, x.dtype, x.nbytes)
     assert made.flags.c_contiguous
+
+
+@given(st.lists(arrays(), min_size=2, max_size=4))
+@derandomized
+def test_what_a_meeting_carries_is_the_header(xs: list[np.ndarray]) -> None:
+    for x in xs:
+        words = np.frombuffer(cargo(x), np.int64)
+        np.testing.assert_array_equal(words, np.concatenate([header(x), -header(x)]))
+    are_alike = len({(x.dtype, x.shape) for x in xs}) == 1
+    assert (common(xs) == cargo(xs[0])) == are_alike
+    assert np.frombuffer(common(xs), np.int64)[0] == (header(xs[0])[0] if are_alike else MIXED)
+    assert not {of_rows(x) for x in xs} & {cargo(x) for x in xs}
 
 
 def test_the_largest_lengths_fit() -> None:
