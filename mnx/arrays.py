@@ -246,10 +246,12 @@ def sendable(x: Any, call: str) -> Array:
 
 def is_plain(x: object) -> bool:
     """Tell whether `x` is an array of NumPy's that `sendable` returns as it is."""
-    if type(x) is not np.ndarray or x.ndim > MAX_NDIM or not x.dtype.isbuiltin:
+    if type(x) is not np.ndarray or x.ndim > MAX_NDIM:
         return False
-    flags = x.flags
-    return flags.c_contiguous and flags.aligned and dtype_number(x.dtype) >= 0
+    dtype, flags = x.dtype, x.flags
+    if not (dtype.isbuiltin and dtype.isnative):  # others may have no hash
+        return False
+    return flags.c_contiguous and flags.aligned and dtype_number(dtype) >= 0
 
 
 def flat(x: Array) -> Array:

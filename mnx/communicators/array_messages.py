@@ -378,9 +378,12 @@ class ArrayMessages(ArrayCalls):
         return PointToPoint(self._arrays)
 
     def _finished(self, total: Array, op: str, rule: Reduction) -> Array:
-        if op == 'mean':
-            total /= self.size
-        return total.astype(rule.result, copy=False)
+        if op != 'mean' and total.dtype == rule.result:
+            return total
+        with np.errstate(all='ignore'):  # as MPI: an error would be one rank's alone
+            if op == 'mean':
+                total /= self.size
+            return total.astype(rule.result, copy=False)
 
 
 def _joined(whole: Any, rows: Sequence[Array]) -> Array:

@@ -89,12 +89,14 @@ class GradientMessages(ArrayMessages, ModelMessages):
     ) -> PendingArray:
         members = bucket.of(grads)
         buffer = empty_at(place, (sum(x.size for x in members),), bucket.wire)
-        concatenate(members, buffer)
-        scaling.before(buffer)
+        with np.errstate(all='ignore'):  # as MPI: an error would be one rank's alone
+            concatenate(members, buffer)
+            scaling.before(buffer)
         pending = self.start_sum(buffer)
         return self._flights.add(PendingArray(pending, functools.partial(_scaled, buffer, scaling)))
 
 
 def _scaled(buffer: Array, scaling: Scaling) -> Array:
-    scaling.after(buffer)
+    with np.errstate(all='ignore'):
+        scaling.after(buffer)
     return buffer

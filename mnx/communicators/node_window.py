@@ -38,7 +38,7 @@ from mnx.packing import Row, add_up, concatenate
 from mnx.transports.base import SharedWindow, Transport
 
 BUFFERS = 3
-KEPT = 100  # plans of single arrays
+KEPT = 1000  # chunks of plans of single arrays
 
 
 class Steps(Protocol):
@@ -67,17 +67,18 @@ class Part:
         Which elements of the arrays it is.
     sent : array
         Where in the window this rank puts them.
-    row : Row
-        Where in the window their sum lies, in the shapes of the arrays.
+    row : Row or None
+        Where in the window their sum lies, in the shapes of the arrays; None if only one rank
+        wants it, which sums them straight into its own array.
     """
 
     stretch: Stretch
     sent: Array
-    row: Row
+    row: Row | None
 
     def copy_out(self, into: list[Array]) -> None:
         """Copy the sum into arrays, if there are any."""
-        if into:
+        if into and self.row is not None:
             self.row.copy_to(self.stretch.of(into))
 
 
@@ -117,17 +118,12 @@ class Plan:
     chunks : list of Chunk
     cut : list of int
         The arrays that are cut somewhere, which takes contiguous ones.
-    shared : bool
-        Whether other ranks want what this one has summed.
     """
 
-    def __init__(
-        self, line: Line, dtype: np.dtype[Any], chunks: list[Chunk], shared: bool = True
-    ) -> None:
+    def __init__(self, line: Line, dtype: np.dtype[Any], chunks: list[Chunk]) -> None:
         self.shapes = line.shapes
         self.dtype = dtype
         self.chunks = chunks
-        self.shared = shared
         self.cut = sorted({i for chunk in chunks for i in chunk.cut()})
 
 
@@ -141,7 +137,7 @@ class NodeWindow:
     owners : int
         How many of them sum a share of each chunk.
     chunk_bytes : int
-        Length of each buffer, a multiple of 16.
+        Length of each buffer, a multiple of 32 with room for one element of each rank.
     """
 
     def __init__(self, intra: Transport, owners: int, chunk_bytes: int) -> None:
@@ -150,6 +146,7 @@ class NodeWindow:
         self._owners = owners
         self._chunk_bytes = chunk_bytes
         self._window: SharedWindow = intra.allocate_shared(2 * BUFFERS * chunk_bytes)
+        self._buffers: dict[Any, Array] = {}
         self._plans: dict[Any, Plan] = {}
 
     def plan(self, shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any]) -> Plan:
@@ -202,12 +199,13 @@ class NodeWindow:
                 _copy_out(chunks[k - 2], into)
             self._window.wait()
             if k < count and chunks[k].own.stretch.length:
-                self._sum_share(plan, chunks[k], arrays, into, steps)
+                self._sum_share(chunks[k], arrays, into, steps)
         _copy_out(chunks[count - 1], into)
 
     def close(self) -> None:
         """Free the window. Collective."""
         self._plans.clear()
+        self._buffers.clear()
         self._window.close()
 
     def _chunk(self, line: Line, dtype: np.dtype[Any], k: int, start: int, stop: int) -> Chunk:
@@ -217,19 +215,34 @@ class NodeWindow:
         others = [part for part in others if part.stretch.length]
         return Chunk(mine, self._inputs(dtype, k, own), others, others)
 
-    def _part(self, line: Line, dtype: np.dtype[Any], k: int, place: slice, start: int) -> Part:
+    def _part(
+        self,
+        line: Line,
+        dtype: np.dtype[Any],
+        k: int,
+        place: slice,
+        start: int,
+        is_shared: bool = True,
+    ) -> Part:
         """Return the elements from `start` on that go through a place in the buffers of chunk k."""
         stretch = line.stretch(start, start + place.stop - place.start)
-        row = Row(self._buffer(dtype, 0, BUFFERS + k % BUFFERS)[place], stretch.shapes(line.shapes))
-        return Part(stretch, self._buffer(dtype, self._rank, k % BUFFERS)[place], row)
+        sent = self._buffer(dtype, self._rank, k % BUFFERS)[place]
+        if not is_shared:
+            return Part(stretch, sent, None)
+        result = self._buffer(dtype, 0, BUFFERS + k % BUFFERS)[place]
+        return Part(stretch, sent, Row(result, stretch.shapes(line.shapes)))
 
     def _inputs(self, dtype: np.dtype[Any], k: int, place: slice) -> list[Array]:
         return [self._buffer(dtype, rank, k % BUFFERS)[place] for rank in range(self._size)]
 
     def _buffer(self, dtype: np.dtype[Any], rank: int, number: int) -> Array:
         """Return a buffer of a rank: first those of inputs, then, on rank 0, those of results."""
-        slot = self._window.slots[rank]
-        return slot[number * self._chunk_bytes : (number + 1) * self._chunk_bytes].view(dtype)
+        found = self._buffers.get((dtype, rank, number))
+        if found is None:
+            first = number * self._chunk_bytes
+            found = self._window.slots[rank][first : first + self._chunk_bytes].view(dtype)
+            self._buffers[dtype, rank, number] = found
+        return found
 
     def _plan_of_one(self, length: int, dtype: np.dtype[Any]) -> Plan:
         return self.plan([(length,)], dtype)
@@ -238,14 +251,14 @@ class NodeWindow:
         line, step = Line([(length,)] * self._size), self._chunk_bytes // dtype.itemsize
         borders = itertools.pairwise([*range(0, length, step // self._size), length])
         chunks = [self._chunk_of_rows(line, dtype, k, *ends) for k, ends in enumerate(borders)]
-        return Plan(line, dtype, chunks, shared=False)
+        return Plan(line, dtype, chunks)
 
     def _kept(
         self, make: Callable[[int, np.dtype[Any]], Plan], length: int, dtype: np.dtype[Any]
     ) -> Plan:
         key = make, length, dtype
         if key not in self._plans:
-            if len(self._plans) >= KEPT:
+            if sum(len(plan.chunks) for plan in self._plans.values()) >= KEPT:
                 self._plans.clear()
             self._plans[key] = make(length, dtype)
         return self._plans[key]
@@ -256,16 +269,17 @@ class NodeWindow:
         length, step = line.length // self._size, stop - start
         places = [slice(r * step, (r + 1) * step) for r in range(self._size)]
         parts = [
-            self._part(line, dtype, k, place, r * length + start) for r, place in enumerate(places)
+            self._part(line, dtype, k, place, r * length + start, is_shared=False)
+            for r, place in enumerate(places)
         ]
         mine = parts.pop(self._rank)
         return Chunk(mine, self._inputs(dtype, k, places[self._rank]), parts, [])
 
     def _sum_share(
-        self, plan: Plan, chunk: Chunk, arrays: list[Array], into: list[Array], steps: Steps
+        self, chunk: Chunk, arrays: list[Array], into: list[Array], steps: Steps
     ) -> None:
         own, parts = chunk.own, chunk.inputs
-        total = own.row.buffer if plan.shared else own.stretch.of(into)[0]
+        total = own.stretch.of(into)[0] if own.row is None else own.row.buffer
         views = own.stretch.of(arrays)
         flat = None if steps.changes_input() else _as_it_is(views, total)
         if flat is None:
@@ -276,12 +290,12 @@ class NodeWindow:
             parts[self._rank] = flat
         # and out again, while the core has it in its cache
         divisor = steps.divisor()
-        keeps = plan.shared and divisor is not None and bool(into)
+        keeps = own.row is not None and divisor is not None and bool(into)
         twin = _as_it_is(own.stretch.of(into), total) if keeps else None
         add_up(parts, total, 1.0 if divisor is None else divisor, twin)
         if divisor is None:
             steps.after(total)
-        if twin is None and plan.shared:
+        if twin is None:
             own.copy_out(into)
 
 

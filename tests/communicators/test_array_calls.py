@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -233,3 +234,24 @@ def test_a_dtype_without_a_hash(comm: Communicator) -> None:
     with pytest.raises((DtypeError, RemoteError, TypeError)):
         comm.allgather(odd if comm.rank == 0 else np.ones(2))
     comm.barrier()
+
+
+SWAPPED = [np.dtype(kind).newbyteorder() for kind in ('f4', 'i8', 'c16', ml_dtypes.bfloat16)]
+
+
+@pytest.mark.parametrize('dtype', SWAPPED, ids=lambda dtype: str(dtype.newbyteorder()))
+def test_the_other_byte_order_on_some_ranks(comm: Communicator, dtype: np.dtype[Any]) -> None:
+    """Whoever sends it, new and known."""
+    native = dtype.newbyteorder('=')
+    every = [np.arange(3 * r, 3 * r + 3).astype(native) for r in range(comm.size)]
+    total = sum(x.astype('c16') for x in every)
+    for k in range(3):
+        mine = every[comm.rank]
+        mine = mine.astype(dtype) if (comm.rank + k) % 2 == 0 else mine
+        for root in range(comm.size):
+            np.testing.assert_array_equal(comm.bcast(mine, root).astype(native), every[root])
+        for found, x in zip(comm.allgather(mine), every, strict=True):
+            same(found, x)
+        np.testing.assert_array_equal(comm.allreduce(mine).astype('c16'), total)
+        comm.send(mine, comm.rank)
+        same(comm.recv(comm.rank), every[comm.rank])

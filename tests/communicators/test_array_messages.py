@@ -24,7 +24,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     'contiguous': lambda x: x,
     'fortran': lambda x: np.asarray(x, order='F'),
     'strided': lambda x: np.repeat(x, 2, axis=-1)[..., ::2] if x.ndim else x,
-    'byteswapped': lambda x: x.astype(x.dtype.newbyteorder()) if x.dtype.kind in 'iufc' else x,
+    'byteswapped': lambda x: x.astype(x.dtype.newbyteorder()),
     'unaligned': lambda x: unaligned(x),
     'matrix': lambda x: np.asmatrix(x) if x.ndim == 2 else x,
     'subclass': lambda x: x.view(np.recarray),

@@ -185,3 +185,36 @@ def test_a_matrix_is_an_array(comm: Communicator) -> None:
                 found = made.reduce_scatter(np.matrix(every + comm.rank))
             expected = comm.size * every[comm.rank] + sum(range(comm.size))
             np.testing.assert_array_equal(np.asarray(found).ravel(), expected)
+
+
+@pytest.mark.limit(60)
+@pytest.mark.parametrize('name', ['naive', 'flat', 'two_dimensional'])
+@pytest.mark.parametrize('is_started', [False, True], ids=['mean', 'started'])
+@pytest.mark.parametrize('case', ['weight', 'cast'])
+def test_numpy_may_not_raise_on_one_rank(
+    comm: Communicator, name: str, is_started: bool, case: str
+) -> None:
+    """A share that underflows, a gradient that overflows on its way to another dtype."""
+    first = comm.rank == 0
+    model = chainer.Link()
+    with model.init_scope():
+        model.p = chainer.Parameter(np.zeros(1000))
+    small, weight = (1e-308, 0.3 if first else 1.0) if case == 'weight' else (1e300, None)
+    model.p.grad = np.full(1000, small if first else 1.0)
+    wire = None if case == 'weight' else 'float32'
+    with testing.create_on_nodes(name, [comm.size], allreduce_grad_dtype=wire) as made:
+        method = made.start_mean_grad if is_started else made.multi_node_mean_grad
+        with np.errstate(all='raise'):
+            pending = method(model, weight=weight)
+            found = pending.wait()['/p'] if is_started else model.p.grad
+    assert np.isinf(found).all() == (case == 'cast')
+
+
+@pytest.mark.limit(60)
+def test_a_result_that_overflows_on_one_rank(comm: Communicator) -> None:
+    rows = np.ones((comm.size, 3), 'f2')
+    rows[comm.size - 1] = 60000
+    with np.errstate(all='raise'):
+        found = comm.reduce_scatter(rows)
+    last = comm.rank == comm.size - 1
+    assert np.isinf(found).all() == (last and comm.size > 1)
