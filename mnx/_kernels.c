@@ -1,9 +1,12 @@
-/* The loops of a gradient exchange that Python makes longer than their work.
+/* What Python makes longer than its work: the loops of a gradient exchange, the look at an array.
  *
  *     alike     are these arrays as those of the last step were?
  *     gather    many arrays -> one flat buffer
  *     add       flat buffers, added up from left to right and divided
  *     scatter   one flat buffer -> many arrays
+ *     kind      the dtype and the shape of an array that can travel as it is
+ *     as_bytes  its bytes as a flat array
+ *     largest   the largest of what the ranks of a node have written into memory that they share
  *
  * Each answers False, having done nothing that counts, for what it does not know: other dtypes and
  * layouts, subclasses, GPUs. Then NumPy does it (mnx/packing.py), to the same bits. Between float32
@@ -319,14 +322,132 @@ static PyObject *alike(PyObject *self, PyObject *const *args, Py_ssize_t given)
     return PyBool_FromLong(all_different(arrays));
 }
 
+/* --- one array ------------------------------------------------------------------------------ */
+
+enum { MOST_DIMENSIONS = 14 }; /* MAX_NDIM of mnx/arrays.py */
+
+/* kind(x) -> (dtype, shape) */
+static PyObject *kind(PyObject *self, PyObject *x)
+{
+    if (!is_plain(x, LAYOUT) || PyArray_NDIM((PyArrayObject *)x) > MOST_DIMENSIONS)
+        Py_RETURN_FALSE;
+    PyArrayObject *array = (PyArrayObject *)x;
+    PyObject *shape = PyArray_IntTupleFromIntp(PyArray_NDIM(array), PyArray_DIMS(array));
+    PyObject *found = shape ? PyTuple_Pack(2, (PyObject *)PyArray_DESCR(array), shape) : NULL;
+    Py_XDECREF(shape);
+    return found;
+}
+
+/* as_bytes(x) -> a view */
+static PyObject *as_bytes(PyObject *self, PyObject *x)
+{
+    if (!is_plain(x, LAYOUT))
+        Py_RETURN_FALSE;
+    PyArrayObject *array = (PyArrayObject *)x;
+    npy_intp length = PyArray_NBYTES(array);
+    int flags = LAYOUT | (PyArray_FLAGS(array) & NPY_ARRAY_WRITEABLE);
+    PyObject *view = PyArray_New(&PyArray_Type, 1, &length, NPY_UINT8, NULL, PyArray_DATA(array), 1,
+                                 flags, NULL);
+    if (view == NULL)
+        return NULL;
+    Py_INCREF(x);
+    if (PyArray_SetBaseObject((PyArrayObject *)view, x) < 0) /* takes it, even if it fails */
+        Py_CLEAR(view);
+    return view;
+}
+
+/* --- largest -------------------------------------------------------------------------------- */
+
+enum {
+    ROOM = 40,          /* words that a rank can bring; of mnx/transports/mpi_memory.py, as ... */
+    ROW = 8 + 2 * ROOM, /* ... what it has: its turn in a cache line, the words of two turns */
+};
+
+#if defined(__GNUC__)
+#if defined(__x86_64__)
+#define PAUSE() __builtin_ia32_pause()
+#else
+#define PAUSE()
+#endif
+
+static int64_t turn_of(const int64_t *row) { return __atomic_load_n(row, __ATOMIC_ACQUIRE); }
+
+static int has_come(const int64_t *row, int64_t turn, long looks)
+{
+    for (long look = 1; turn_of(row) < turn; look++) {
+        if (look >= looks)
+            return 0;
+        PAUSE();
+    }
+    return 1;
+}
+
+/* Write this rank's words, unless that is done, and read the others'; 0 if one has yet to come. */
+static int meet(int64_t *rows, npy_intp ranks, npy_intp rank, int64_t turn, int64_t *words,
+                npy_intp count, long looks)
+{
+    for (npy_intp r = 0; r < ranks; r++) /* all are done with the turn before the last */
+        if (turn_of(rows + r * ROW) < turn - 1)
+            return 0;
+    int64_t *own = rows + rank * ROW, at = 8 + (turn & 1) * ROOM;
+    if (turn_of(own) < turn) {
+        memcpy(own + at, words, (size_t)count * sizeof(int64_t));
+        __atomic_store_n(own, turn, __ATOMIC_RELEASE);
+    }
+    for (npy_intp r = 0; r < ranks; r++)
+        if (!has_come(rows + r * ROW, turn, looks))
+            return 0;
+    for (npy_intp r = 0; r < ranks; r++)
+        for (npy_intp i = 0; r != rank && i < count; i++)
+            if (rows[r * ROW + at + i] > words[i])
+                words[i] = rows[r * ROW + at + i];
+    return 1;
+}
+#else
+static int meet(int64_t *rows, npy_intp ranks, npy_intp rank, int64_t turn, int64_t *words,
+                npy_intp count, long looks)
+{
+    return 0;
+}
+#endif
+
+static int is_of_words(PyObject *x, int dimensions)
+{
+    return is_plain(x, LAYOUT | NPY_ARRAY_WRITEABLE) &&
+           PyArray_NDIM((PyArrayObject *)x) == dimensions &&
+           PyArray_TYPE((PyArrayObject *)x) == NPY_INT64;
+}
+
+/* largest(rows, rank, turn, words, looks): False if a rank has not come, and then the same once more */
+static PyObject *largest(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    if (given != 5 || !is_of_words(args[0], 2) || !is_of_words(args[3], 1))
+        Py_RETURN_FALSE;
+    npy_intp ranks = PyArray_DIM((PyArrayObject *)args[0], 0), count = size_of(args[3]);
+    npy_intp rank = PyLong_AsSsize_t(args[1]);
+    int64_t turn = PyLong_AsLongLong(args[2]);
+    long looks = PyLong_AsLong(args[4]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (PyArray_DIM((PyArrayObject *)args[0], 1) != ROW || count > ROOM || rank < 0 || rank >= ranks)
+        Py_RETURN_FALSE;
+    int64_t *rows = (int64_t *)bytes_of(args[0]), *words = (int64_t *)bytes_of(args[3]);
+    return PyBool_FromLong(meet(rows, ranks, rank, turn, words, count, looks));
+}
+
 /* --- the module ------------------------------------------------------------------------------ */
 
 #define METHOD(NAME) {#NAME, (PyCFunction)(void (*)(void))NAME, METH_FASTCALL, NULL}
 
-static PyMethodDef methods[] = {METHOD(alike), METHOD(gather), METHOD(scatter), METHOD(add), {NULL}};
+#define METHOD_OF_ONE(NAME) {#NAME, NAME, METH_O, NULL}
+
+static PyMethodDef methods[] = {
+    METHOD(alike),   METHOD(gather),      METHOD(scatter),         METHOD(add),
+    METHOD(largest), METHOD_OF_ONE(kind), METHOD_OF_ONE(as_bytes), {NULL},
+};
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "mnx._kernels", "The loops of a gradient exchange.", -1, methods,
+    PyModuleDef_HEAD_INIT, "mnx._kernels", "What Python makes longer than its work.", -1, methods,
 };
 
 PyMODINIT_FUNC PyInit__kernels(void)

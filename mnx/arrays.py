@@ -8,21 +8,23 @@ The rules for bool, integers, float16 and bfloat16 live here and nowhere else:
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnx import recycling
+from mnx import kernels, recycling
 from mnx.errors import ArgumentError, DtypeError, MissingPackageError
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
 Array = Any  # numpy.ndarray or cupy.ndarray; CuPy is optional, so it cannot be named here
+Kind = tuple[np.dtype[Any], tuple[int, ...]]
 
 OPS = ('sum', 'mean', 'max', 'min', 'prod')
 
@@ -48,6 +50,8 @@ DTYPE_NAMES = (
 )
 
 MAX_NDIM = 14
+
+ALONE_FROM = 2 * 1024 * 1024  # bytes of an array, from which on it shares its memory with no other
 
 
 @dataclass(frozen=True)
@@ -160,15 +164,31 @@ def empty_at(place: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
     return cupy.empty(tuple(shape), dtype)
 
 
-def rows_like(x: Array, count: int) -> tuple[Array, ...]:
-    """Return `count` uninitialised arrays of the place, shape and dtype of `x`.
+def way_to_empty(place: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Callable[[], Array]:
+    """Return what makes such arrays as `empty_at` does, without looking where each time."""
+    if place == 'cpu' and math.prod(shape) * dtype.itemsize < recycling.FROM_BYTES:
+        return partial(np.empty, shape, dtype)
+    return partial(empty_at, place, shape, dtype)
 
-    Those too short for their memory to be used again share a piece that is not.
+
+def share_memory(x: Array) -> bool:
+    """Tell whether arrays like `x` come as rows of one block: on the CPU, if they are not large.
+
+    A large one has memory of its own, which is used again when that one array is gone.
     """
-    place = place_of(x)
-    if place == 'cpu' and x.nbytes < recycling.FROM_BYTES <= x.nbytes * count:
-        return rows_of(empty_at(place, (count, *x.shape), x.dtype))
-    return tuple(empty_at(place, x.shape, x.dtype) for _ in range(count))
+    return x.nbytes < ALONE_FROM and not on_gpu(x)
+
+
+def block_like(x: Array, count: int) -> Array:
+    """Return uninitialised memory for `count` arrays of the place, shape and dtype of `x`."""
+    return empty_at(place_of(x), (count, *x.shape), x.dtype)
+
+
+def rows_like(x: Array, count: int) -> tuple[Array, ...]:
+    """Return `count` uninitialised arrays of the place, shape and dtype of `x`."""
+    if share_memory(x):
+        return rows_of(block_like(x, count))
+    return tuple(empty_at(place_of(x), x.shape, x.dtype) for _ in range(count))
 
 
 def rows_of(block: Array) -> tuple[Array, ...]:
@@ -217,7 +237,7 @@ def sendable(x: Any, call: str) -> Array:
     ArgumentError
         `x` has more than 14 dimensions.
     """
-    if is_plain(x):
+    if kind_of(x) is not None:
         return x  # as most are: the rest of this function takes three times as long
     if not is_array(x):
         raise DtypeError(
@@ -244,14 +264,20 @@ def sendable(x: Any, call: str) -> Array:
     return x
 
 
-def is_plain(x: object) -> bool:
-    """Tell whether `x` is an array of NumPy's that `sendable` returns as it is."""
+def kind_of(x: object) -> Kind | None:
+    """Return dtype and shape of an array of NumPy's that `sendable` returns as it is, or None."""
+    found = kernels.kind(x)
+    return _kind_of(x) if isinstance(found, bool) else found
+
+
+def _kind_of(x: object) -> Kind | None:
     if type(x) is not np.ndarray or x.ndim > MAX_NDIM:
-        return False
+        return None
     dtype, flags = x.dtype, x.flags
     if not (dtype.isbuiltin and dtype.isnative):  # others may have no hash
-        return False
-    return flags.c_contiguous and flags.aligned and dtype_number(dtype) >= 0
+        return None
+    is_plain = flags.c_contiguous and flags.aligned and dtype_number(dtype) >= 0
+    return (dtype, x.shape) if is_plain else None
 
 
 def flat(x: Array) -> Array:
@@ -261,7 +287,8 @@ def flat(x: Array) -> Array:
 
 def as_bytes(x: Array) -> Array:
     """Return the contiguous array `x` as a 1-d view of uint8."""
-    return x.reshape(-1).view(np.uint8)
+    found = kernels.as_bytes(x)
+    return x.reshape(-1).view(np.uint8) if found is False else found
 
 
 def empty_like(x: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:

@@ -10,8 +10,8 @@ import pytest
 from chainer import Variable
 from hypothesis import given, settings
 
-from mnx import recycling
 from mnx.arrays import (
+    ALONE_FROM,
     DTYPE_NAMES,
     MAX_NDIM,
     OPS,
@@ -186,10 +186,10 @@ def test_rows_like_another_array(shape: tuple[int, ...]) -> None:
     assert all(x.flags.c_contiguous and x.flags.writeable for x in rows)
 
 
-def test_rows_share_memory_only_where_that_is_used_again() -> None:
-    few = recycling.FROM_BYTES // 4 // 2
-    for size, count, share in [(few - 1, 2, False), (few, 2, True), (2 * few, 2, False)]:
-        first, second = rows_like(np.zeros(size, F4), count)
+def test_rows_share_memory_unless_they_are_large() -> None:
+    few = ALONE_FROM // 4
+    for size, share in [(1, True), (few - 1, True), (few, False)]:
+        first, second = rows_like(np.zeros(size, F4), 2)
         assert (first.base is not None and first.base is second.base) == share
         first[...], second[...] = 1, 2
         assert (first == 1).all()

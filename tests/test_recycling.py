@@ -17,7 +17,7 @@ FLOAT = np.dtype(np.float64)
 
 @pytest.fixture(autouse=True)
 def _empty_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recycling, '_blocks', [])
+    monkeypatch.setattr(recycling, '_blocks', {})
 
 
 def address(x: np.ndarray) -> int:
@@ -64,21 +64,53 @@ def test_not_while_somebody_looks(look: object) -> None:
     assert address(recycling.empty((LONG,), FLOAT)) == before
 
 
-def test_other_lengths_and_short_ones_are_new() -> None:
-    x = recycling.empty((LONG,), FLOAT)
+def test_much_longer_ones_and_short_ones_are_new() -> None:
+    x = recycling.empty((LONG // 8,), FLOAT)
     before = address(x)
     del x
-    y = recycling.empty((LONG + 1,), FLOAT)
-    assert address(y) != before
+    assert address(recycling.empty((LONG // 8 * 9 // 8 + 1,), FLOAT)) != before
     assert recycling.empty((LONG // 8 - 1,), FLOAT).flags.owndata
     assert recycling.empty((), FLOAT).shape == ()
     assert recycling.empty((0, 3), FLOAT).shape == (0, 3)
 
 
-def test_the_oldest_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_of_similar_lengths_share_blocks() -> None:
+    places = set()
+    for nbytes in range(LONG, 2 * LONG, 1000):
+        x = recycling.empty((nbytes,), np.dtype('u1'))
+        x[...] = 1
+        assert x.size == nbytes
+        places.add(address(x))
+        del x
+    assert len(places) <= 9
+    assert all(len(blocks) == 1 for blocks in recycling._blocks.values())
+    assert sum(recycling._blocks) < 9 * 2 * LONG
+
+
+def test_all_lie_as_those_of_malloc_do() -> None:
+    assert {address(recycling.empty((LONG + k,), FLOAT)) % 4096 for k in range(3)} == {16}
+
+
+def kept() -> int:
+    return sum(length * len(blocks) for length, blocks in recycling._blocks.items())
+
+
+def test_no_more_is_kept_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recycling, 'KEPT_BYTES', 3 * LONG)
-    lengths = [recycling.empty((LONG // 8 + k,), FLOAT).nbytes for k in range(4)]
-    assert [memory.nbytes for memory in recycling._blocks] == lengths[-2:]
+    for k in range(20):
+        recycling.empty((LONG // 8 * (8 + k) // 8,), FLOAT)
+        assert 0 < kept() <= 3 * LONG
+
+
+def test_without_mappings_there_is_memory_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more(length: int) -> None:
+        raise OSError(12, 'Cannot allocate memory')
+
+    monkeypatch.setattr(recycling, '_mapped', no_more)
+    x = recycling.empty((LONG,), FLOAT)
+    x[...] = 7
+    assert x.sum() == 7 * LONG
+    assert not recycling._blocks
 
 
 def test_what_is_in_use_may_go_from_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +120,7 @@ def test_what_is_in_use_may_go_from_the_pool(monkeypatch: pytest.MonkeyPatch) ->
         x[...] = k
     assert [x[0] for x in xs] == [x[-1] for x in xs] == [0, 1, 2, 3, 4]
     assert len({address(x) for x in xs}) == 5
-    assert len(recycling._blocks) == 3
+    assert kept() <= 3 * LONG
 
 
 def test_what_is_longer_than_the_pool_is_new(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from mnx.arrays import (
     MAX_NDIM,
     Array,
     Reduction,
-    is_plain,
+    kind_of,
     module_of,
     on_gpu,
     place_of,
@@ -48,7 +48,9 @@ class ArrayCalls(Endpoint):
         `bring(meeting, call, x, *given)` checks `x` and tells the meeting of it: once for each kind
         of plain array, since the next ones bring the same.
         """
-        key = self._kind_of_call(call, x, given)
+        key = None
+        if not (self._resources.closed or self.meetings.about):
+            key = _kind_of_call(call, x, given)
         known = self._calls.get(key)
         if known is not None:
             known.again()
@@ -64,21 +66,6 @@ class ArrayCalls(Endpoint):
     @functools.cached_property
     def _calls(self) -> dict[Any, Meeting]:
         return {}
-
-    def _kind_of_call(self, call: str, x: Any, given: tuple[Any, ...]) -> Any:
-        """Return what a meeting depends on; None if that is more than the kind of a plain array."""
-        if self._resources.closed or self.meetings.about:
-            return None
-        for value in given:  # a rank or an operation
-            if type(value) is not int and (type(value) is not str or value in _LOOK_AT_NUMBERS):
-                return None
-        if x is None:
-            return call, given
-        return (call, given, x.dtype, x.shape) if is_plain(x) else None
-
-    def _of_root(self, x: Any, root: Any) -> Any:
-        """Return `x`, but None where it does not matter; `root` may be no rank yet."""
-        return None if type(root) is int and root != self.rank else x
 
     def _bring_to_root(self, meeting: Meeting, call: str, x: Any, op: str, root: Any) -> Array:
         meeting.bring(f'root={self._rank(call, "root", root)}')
@@ -137,6 +124,15 @@ class ArrayCalls(Endpoint):
         self._one_per_rank(call, len(rows))
         place_of(*rows)
         return rows
+
+
+def _kind_of_call(call: str, x: Any, given: tuple[Any, ...]) -> Any:
+    """Return what a meeting depends on; None if that is more than the kind of a plain array."""
+    for value in given:  # a rank or an operation
+        if type(value) is not int and (type(value) is not str or value in _LOOK_AT_NUMBERS):
+            return None
+    kind = () if x is None else kind_of(x)
+    return None if kind is None else (call, given, kind)
 
 
 def as_rows(found: Any) -> Sequence[Array]:

@@ -12,6 +12,7 @@ from mnx.arrays import (
     Array,
     Reduction,
     as_bytes,
+    block_like,
     empty_at,
     flat,
     module_of,
@@ -20,6 +21,7 @@ from mnx.arrays import (
     reduction,
     rows_like,
     rows_of,
+    share_memory,
 )
 from mnx.communicators import headers
 from mnx.communicators.array_calls import (
@@ -239,7 +241,7 @@ class ArrayMessages(ArrayCalls):
         array
             The root's `x` itself there, a copy of it elsewhere.
         """
-        given = self._of_root(x, root)
+        given = None if type(root) is int and root != self.rank else x
         sent, meeting = self._agreed('bcast', given, self._bring_at_root, root)
         received = headers.allocate(meeting.cargo) if sent is None else sent
         self._arrays.broadcast(as_bytes(received), int(root))
@@ -259,12 +261,16 @@ class ArrayMessages(ArrayCalls):
         x, meeting = self._agreed('gather', x, self._bring_for_root, root)
         root, found = int(root), None
         at_root = self.rank == root
-        if meeting.all_brought_the_same():
-            found = rows_like(x, self.size) if at_root else None
-        else:
+        if not meeting.all_brought_the_same():
             table = headers.empty_table(self.size) if at_root else None
             self._control.gather(headers.header(x), table, root)
             found = None if table is None else tuple(map(headers.allocate, table))
+        elif share_memory(x):
+            block = block_like(x, self.size) if at_root else None
+            self._arrays.gather_rows(as_bytes(x), None if block is None else as_bytes(block), root)
+            return None if block is None else rows_of(block)
+        elif at_root:
+            found = rows_like(x, self.size)
         self._arrays.gather(as_bytes(x), found and [as_bytes(y) for y in found], root)
         return found
 
@@ -279,7 +285,7 @@ class ArrayMessages(ArrayCalls):
         """
         x, meeting = self._agreed('allgather', x, bring_one)
         if meeting.all_brought_the_same():
-            block = empty_at(place_of(x), (self.size, *x.shape), x.dtype)
+            block = block_like(x, self.size)
             self._arrays.all_gather(as_bytes(x), as_bytes(block), [x.nbytes] * self.size)
             return rows_of(block)
         table = headers.empty_table(self.size)
@@ -298,7 +304,7 @@ class ArrayMessages(ArrayCalls):
         ----------
         xs : sequence of `size` arrays, or one array whose first axis has length `size`
         """
-        given = self._of_root(xs, root)
+        given = None if type(root) is int and root != self.rank else xs
         found, meeting = self._agreed('scatter', given, self._bring_rows_at_root, root)
         rows, root = None if found is None else as_rows(found), int(root)
         words = meeting.cargo
@@ -341,9 +347,10 @@ class ArrayMessages(ArrayCalls):
 
     def barrier(self) -> None:
         """Return when all ranks have called it. Collective."""
-        with self._meet('barrier'):
+        with self._meet('barrier') as meeting:
             pass
-        self._control.barrier()
+        if not meeting.takes_place:  # or else nobody has left it before all had come
+            self._control.barrier()
 
     def send(
         self, data: Array | Sequence[Array], dest: SupportsIndex, tag: SupportsIndex = 0

@@ -89,10 +89,11 @@ class Endpoint:
     def __init__(self, channels: Channels, config: Config | None = None) -> None:
         self._channels = channels
         self._config = config or Config()
-        self.meetings = Meetings(channels.control)
+        self._arrays, self._control = channels.arrays, channels.control
+        self.meetings = Meetings(self._control)
         self._resources = Resources([channels])
         self.mpi_comm = channels.mpi_comm
-        self.rank, self.size = channels.control.rank, channels.control.size
+        self.rank, self.size = self._control.rank, self._control.size
         self.topology = Topology.of_hosts(channels.hosts)
         self.intra_rank = self.topology.intra_rank(self.rank)
         self.intra_size = self.topology.intra_size(self.rank)
@@ -113,14 +114,6 @@ class Endpoint:
         """Keep `part` to close it when the communicator is finalized."""
         self._resources.parts.append(part)
         return part
-
-    @property
-    def _arrays(self) -> Transport:
-        return self._channels.arrays
-
-    @property
-    def _control(self) -> Transport:
-        return self._channels.control
 
     def together(self, call: str) -> Meeting:
         """Return a block at whose end all ranks raise, or none.

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from mnx.arrays import Array, dtype_number, dtype_of, empty_at, on_gpu, to_place
+from mnx.arrays import Array, dtype_number, dtype_of, on_gpu, to_place, way_to_empty
 from mnx.health.meeting import CARGO, cargo_of
 
 WORDS = CARGO
@@ -22,8 +22,6 @@ MIXED = -1  # instead of a dtype: the arrays differ, so each one has a header of
 _GPU = 256
 _OF_ROWS = 512
 _KEPT = 1000  # kinds of arrays; a program has some dozens
-
-Kind = tuple[str, tuple[int, ...], np.dtype[Any]]
 
 
 def header(x: Array) -> Array:
@@ -75,13 +73,13 @@ def empty_table(count: int) -> Array:
 
 def allocate(words: Array) -> Array:
     """Return a new array as the header describes it."""
-    return empty_at(*_kind(words.tobytes()))
+    return _way_to(words.tobytes())()
 
 
 @functools.lru_cache(_KEPT)
-def _kind(words: bytes) -> Kind:
+def _way_to(words: bytes) -> Callable[[], Array]:
     number, ndim, *shape = np.frombuffer(words, np.int64).tolist()
-    return _place(number), tuple(shape[:ndim]), dtype_of(number % _GPU)
+    return way_to_empty(_place(number), tuple(shape[:ndim]), dtype_of(number % _GPU))
 
 
 def nbytes(table: Array) -> list[int]:

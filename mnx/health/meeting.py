@@ -85,7 +85,7 @@ class Meetings:
         self.sequence = 0
         self.memory = bytearray(_LENGTH)
         self.words = np.frombuffer(self.memory, np.int64)
-        self.cargo = self.words[_NUMBERS.size // 8 :][:CARGO]
+        self.cargo: Array = self.words[_NUMBERS.size // 8 :][:CARGO]
         self.checks = checks_wanted()
         self.blocks: list[Meeting] = []  # that this rank is inside of, the outermost first
         self.key = 0  # the same on all ranks, unlike that of any other communicator
@@ -108,6 +108,11 @@ class Meeting:
     ----------
     site : str or None
         Where this rank is, if that is no line of the user's.
+    takes_place : bool
+        Whether the ranks compare anything, and so wait for one another.
+    cargo : array
+        After it: the largest of what the ranks carried, word by word, shape (16,), int64. The next
+        meeting has its own there.
     """
 
     __slots__ = (
@@ -118,14 +123,16 @@ class Meeting:
         '_meetings',
         '_sequence',
         '_settled',
-        '_takes_place',
+        'cargo',
         'site',
+        'takes_place',
     )
 
     def __init__(self, meetings: Meetings, call: str, takes_place: bool = True) -> None:
         self.site: str | None = None
+        self.cargo = meetings.cargo
         self._meetings = meetings
-        self._takes_place = takes_place
+        self.takes_place = takes_place
         self._sequence = meetings.sequence
         self._call = call
         self._detail: Callable[[], list[str]] | None = None
@@ -144,11 +151,6 @@ class Meeting:
         """
         self._cargo = cargo or _NOTHING
 
-    @property
-    def cargo(self) -> Array:
-        """The largest of what the ranks brought, word by word."""
-        return self._meetings.cargo
-
     def all_brought_the_same(self) -> bool:
         """Tell whether every rank's cargo was the same."""
         # the largest of x and of -x are this rank's: there is no other
@@ -159,7 +161,7 @@ class Meeting:
         self._detail = lines
 
     def __enter__(self) -> Meeting:
-        if self._takes_place:
+        if self.takes_place:
             self._meetings.blocks.append(self)
         return self
 
@@ -169,7 +171,7 @@ class Meeting:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not self._takes_place:
+        if not self.takes_place:
             if error is None:
                 self._exchange_cargo()
             return
@@ -186,7 +188,7 @@ class Meeting:
         """Meet with what was brought and carried the last time, when it went well. Collective."""
         self._meetings.sequence += 1
         self._sequence = self._meetings.sequence
-        if not self._takes_place:
+        if not self.takes_place:
             self._exchange_cargo()
         elif not self._all_equal():
             raise self._difference(None)

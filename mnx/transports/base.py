@@ -109,6 +109,10 @@ class Transport(ABC):
     def gather(self, sent: Array, received: Sequence[Array] | None, root: int) -> None:
         """Fill the root's `received[r]` with rank r's buffer."""
 
+    def gather_rows(self, sent: Array, received: Array | None, root: int) -> None:
+        """As `gather`, for buffers of equal length, one behind the other."""
+        self.gather(sent, None if received is None else received.reshape(self.size, -1), root)
+
     @abstractmethod
     def scatter(self, sent: Sequence[Array] | None, received: Array, root: int) -> None:
         """Fill rank r's buffer with the root's `sent[r]`."""

@@ -1,6 +1,7 @@
 """MPI by way of mpi4py, host buffers in and out.
 
-The only module of mnx, with `mpi_emergency`, that imports mpi4py, and only when it is called.
+The only module of mnx, with `mpi_emergency` and `mpi_memory`, that imports mpi4py, and only when it
+is called.
 No message holds more than `LARGEST_COUNT` elements: longer buffers travel in pieces, since not
 every MPI library takes 2**31 elements or more (Open MPI 5 refuses, Intel MPI sums them wrongly).
 
@@ -15,13 +16,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from threading import get_ident
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mnx.arrays import Array, synchronize
 from mnx.transports import launch
-from mnx.transports.base import ANY_TAG, Channels, Pending, Transport
+from mnx.transports.base import ANY_TAG, Channels, Pending, SharedWindow, Transport
 from mnx.transports.hosts import shared_hosts
 from mnx.transports.local import OwnMail
 from mnx.transports.waiting import since, waits
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from mnx.transports.emergency import EmergencyChannel
+    from mnx.transports.mpi_memory import Board
 
 LARGEST_COUNT = 2**30
-_CACHE_LINE = 64
-_LOOKS = 20  # for a rank that is late, before another program gets the core
+BOARD_AFTER = 100  # meetings: making one takes as long as they do by messages
 
 
 def pieces(buffer: Array) -> Sequence[Array]:
@@ -42,6 +43,14 @@ def pieces(buffer: Array) -> Sequence[Array]:
         return (buffer,)
     starts = range(0, buffer.size, LARGEST_COUNT)
     return [buffer[start : start + LARGEST_COUNT] for start in starts]
+
+
+def ready(buffer: Array) -> Sequence[Array]:
+    """Return the pieces of a buffer that MPI may read now."""
+    if type(buffer) is np.ndarray and 0 < buffer.size <= LARGEST_COUNT:
+        return (buffer,)
+    synchronize(buffer)
+    return pieces(buffer)
 
 
 class Requests:
@@ -57,63 +66,6 @@ class Requests:
     @waits
     def wait(self) -> None:
         self._mpi.Request.Waitall(self._requests)
-
-
-class MpiSharedWindow:
-    """A shared window of MPI: each rank's slot lies in memory that all of them map.
-
-    Before each slot is the number of turns at which its rank has arrived, in a cache line of its
-    own. Ranks look at these numbers rather than call a barrier of MPI, which none can leave
-    before all are in it.
-
-    References: MPI 4.1, section 12.2.3 (allocation) and 12.7 (the memory model: what is stored
-    before another store is seen with it, if the window is synchronised in between on both sides).
-    """
-
-    @waits
-    def __init__(self, comm: MPI.Comm, nbytes: int) -> None:
-        mpi = _mpi()
-        self._comm, self._any_source = comm, mpi.ANY_SOURCE
-        self._window = mpi.Win.Allocate_shared(
-            _CACHE_LINE + nbytes, 1, comm=cast('MPI.Intracomm', comm)
-        )
-        self._window.Lock_all(mpi.MODE_NOCHECK)
-        places = [
-            np.frombuffer(self._window.Shared_query(rank)[0], np.uint8) for rank in range(comm.size)
-        ]
-        self.slots = [place[_CACHE_LINE:] for place in places]
-        self._turns = [place[:8].data.cast('q') for place in places]
-        self._rank, self._turn = comm.rank, 0
-        self._turns[self._rank][0] = 0
-        self._window.Sync()
-        comm.Barrier()
-        self._window.Sync()
-
-    def arrive(self) -> None:
-        self._turn += 1
-        self._window.Sync()
-        self._turns[self._rank][0] = self._turn
-
-    @waits
-    def wait(self) -> None:
-        for turn in self._turns:
-            if turn[0] < self._turn:
-                self._wait_for(turn)
-        self._window.Sync()
-
-    def _wait_for(self, turn: memoryview[int]) -> None:
-        for looks in itertools.count():
-            self._comm.Iprobe(self._any_source, 0)  # MPI makes progress inside of its calls only
-            if turn[0] >= self._turn:
-                return
-            if looks > _LOOKS:
-                os.sched_yield()
-
-    @waits
-    def close(self) -> None:
-        self.slots, self._turns = [], []
-        self._window.Unlock_all()
-        self._window.Free()
 
 
 class MpiTransport(Transport):
@@ -135,15 +87,16 @@ class MpiTransport(Transport):
         self.any_source = int(mpi.ANY_SOURCE)
         self._own_mail = OwnMail(self.rank)
         self._ops = {'sum': mpi.SUM, 'max': mpi.MAX, 'min': mpi.MIN, 'prod': mpi.PROD}
-        self._in_place, self._largest = mpi.IN_PLACE, mpi.MAX
+        self._in_place = mpi.IN_PLACE
+        self._board: Board | None = None
+        self._meetings = 0  # until there is a board
 
     @waits
     def send(self, buffer: Array, dest: int, tag: int) -> None:
-        synchronize(buffer)
         if dest == self.rank:
             self._own_mail.put(buffer.tobytes(), tag)
             return
-        for piece in pieces(buffer):
+        for piece in ready(buffer):
             self._comm.Send(piece, dest, tag)
 
     @waits
@@ -154,14 +107,34 @@ class MpiTransport(Transport):
         for piece in pieces(buffer):
             self._comm.Recv(piece, source, tag)
 
-    # The next three take as little as can be: what `waits` does is written out.
+    # The next four take as little as can be: what `waits` does is written out.
     def find_largest(self, words: Array) -> None:
         thread = get_ident()
         since[thread] = monotonic()
         try:
-            self._comm.Allreduce(self._in_place, words, self._largest)
+            if self._board is None or words.size > self._board.ROOM:
+                self._find_largest(words)
+            else:
+                self._board.find_largest(words)
         finally:
             since.pop(thread, None)
+
+    def broadcast(self, buffer: Array, root: int) -> None:
+        thread = get_ident()
+        since[thread] = monotonic()
+        try:
+            for piece in ready(buffer):
+                self._comm.Bcast(piece, root)
+        finally:
+            since.pop(thread, None)
+
+    def _find_largest(self, words: Array) -> None:
+        self._comm.Allreduce(self._in_place, words, self._ops['max'])
+        self._meetings += 1
+        if self._meetings == BOARD_AFTER and self.size > 1:
+            from mnx.transports.mpi_memory import board_of
+
+            self._board = board_of(self._comm)
 
     def send_frame(self, frame: bytes, dest: int, tag: int) -> None:
         if dest == self.rank:
@@ -201,12 +174,6 @@ class MpiTransport(Transport):
             status.source, status.tag = self.rank, own[0]
             memory[: len(own[1])] = own[1]
         return status.source, status.tag
-
-    @waits
-    def broadcast(self, buffer: Array, root: int) -> None:
-        synchronize(buffer)
-        for piece in pieces(buffer):
-            self._comm.Bcast(piece, root)
 
     @waits
     def reduce(self, buffer: Array, root: int, op: str = 'sum', into: Array | None = None) -> None:
@@ -254,6 +221,11 @@ class MpiTransport(Transport):
         receives = [] if received is None else list(enumerate(received))
         self._exchange([(root, sent)], receives)
 
+    @waits
+    def gather_rows(self, sent: Array, received: Array | None, root: int) -> None:
+        synchronize(sent)
+        self._comm.Gather(sent, received, root)
+
     def scatter(self, sent: Sequence[Array] | None, received: Array, root: int) -> None:
         sends = [] if sent is None else list(enumerate(sent))
         self._exchange(sends, [(root, received)])
@@ -297,11 +269,11 @@ class MpiTransport(Transport):
             else:
                 requests += [self._comm.Irecv(p, source, self._own_tag) for p in pieces(buffer)]
         for dest, buffer in sends:
-            synchronize(buffer)
             if dest == self.rank:
+                synchronize(buffer)
                 own_source = buffer
             else:
-                requests += [self._comm.Isend(p, dest, self._own_tag) for p in pieces(buffer)]
+                requests += [self._comm.Isend(p, dest, self._own_tag) for p in ready(buffer)]
         if own_target is not None:
             own_target[...] = own_source  # while the others begin
         self._mpi.Request.Waitall(requests)
@@ -314,7 +286,9 @@ class MpiTransport(Transport):
         finally:
             part.Free()
 
-    def allocate_shared(self, nbytes: int) -> MpiSharedWindow:
+    def allocate_shared(self, nbytes: int) -> SharedWindow:
+        from mnx.transports.mpi_memory import MpiSharedWindow
+
         return MpiSharedWindow(self._comm, nbytes)
 
     @waits
@@ -337,6 +311,9 @@ class MpiTransport(Transport):
 
     @waits
     def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._board = None
         if self._comm:  # a second call does nothing
             self._comm.Free()
 

@@ -1,6 +1,6 @@
 """The emergency channel over MPI: notices by small messages, the end by MPI_Abort.
 
-With `mpi`, which imports it late, the only module that imports mpi4py.
+With `mpi`, which imports it late, and `mpi_memory` the only module that imports mpi4py.
 """
 
 from __future__ import annotations
