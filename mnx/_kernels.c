@@ -359,8 +359,8 @@ static PyObject *as_bytes(PyObject *self, PyObject *x)
 /* --- largest -------------------------------------------------------------------------------- */
 
 enum {
-    ROOM = 40,          /* words that a rank can bring; of mnx/transports/mpi_memory.py, as ... */
-    ROW = 8 + 2 * ROOM, /* ... what it has: its turn in a cache line, the words of two turns */
+    ROOM = 40,          /* words that a rank can bring */
+    ROW = 8 + 2 * ROOM, /* what it has: its turn in a cache line, the words of two turns */
 };
 
 #if defined(__GNUC__)
@@ -386,7 +386,7 @@ static int has_come(const int64_t *row, int64_t turn, long looks)
 static int meet(int64_t *rows, npy_intp ranks, npy_intp rank, int64_t turn, int64_t *words,
                 npy_intp count, long looks)
 {
-    for (npy_intp r = 0; r < ranks; r++) /* all are done with the turn before the last */
+    for (npy_intp r = 0; r < ranks; r++) /* as ever, unless an error ended the last wait here */
         if (turn_of(rows + r * ROW) < turn - 1)
             return 0;
     int64_t *own = rows + rank * ROW, at = 8 + (turn & 1) * ROOM;
@@ -422,7 +422,7 @@ static int is_of_words(PyObject *x, int dimensions)
 static PyObject *largest(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
     if (given != 5 || !is_of_words(args[0], 2) || !is_of_words(args[3], 1))
-        Py_RETURN_FALSE;
+        return PyErr_Format(PyExc_TypeError, "rows of int64, a rank, a turn, int64, a number");
     npy_intp ranks = PyArray_DIM((PyArrayObject *)args[0], 0), count = size_of(args[3]);
     npy_intp rank = PyLong_AsSsize_t(args[1]);
     int64_t turn = PyLong_AsLongLong(args[2]);
@@ -430,7 +430,7 @@ static PyObject *largest(PyObject *self, PyObject *const *args, Py_ssize_t given
     if (PyErr_Occurred())
         return NULL;
     if (PyArray_DIM((PyArrayObject *)args[0], 1) != ROW || count > ROOM || rank < 0 || rank >= ranks)
-        Py_RETURN_FALSE;
+        return PyErr_Format(PyExc_ValueError, "another rank, longer rows or more words");
     int64_t *rows = (int64_t *)bytes_of(args[0]), *words = (int64_t *)bytes_of(args[3]);
     return PyBool_FromLong(meet(rows, ranks, rank, turn, words, count, looks));
 }
@@ -454,5 +454,9 @@ PyMODINIT_FUNC PyInit__kernels(void)
 {
     import_array();
     look_at_cpu();
-    return PyModule_Create(&definition);
+    PyObject *module = PyModule_Create(&definition);
+    if (module == NULL || PyModule_AddIntMacro(module, ROOM) < 0 ||
+        PyModule_AddIntMacro(module, ROW) < 0)
+        Py_CLEAR(module);
+    return module;
 }

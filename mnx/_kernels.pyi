@@ -4,6 +4,9 @@ import numpy as np
 
 from mnx.arrays import Array
 
+ROOM: int
+ROW: int
+
 def alike(arrays: list[Array], shapes: list[tuple[int, ...]], dtypes: list[object], /) -> bool: ...
 def gather(arrays: list[Array], flat: Array, /) -> bool: ...
 def scatter(flat: Array, arrays: list[Array], /) -> bool: ...

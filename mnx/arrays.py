@@ -8,7 +8,6 @@ The rules for bool, integers, float16 and bfloat16 live here and nowhere else:
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -166,12 +165,12 @@ def empty_at(place: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
 
 def way_to_empty(place: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Callable[[], Array]:
     """Return what makes such arrays as `empty_at` does, without looking where each time."""
-    if place == 'cpu' and math.prod(shape) * dtype.itemsize < recycling.FROM_BYTES:
-        return partial(np.empty, shape, dtype)
-    return partial(empty_at, place, shape, dtype)
+    if place != 'cpu':
+        return partial(empty_at, place, shape, dtype)
+    return partial(recycling.empty, shape, dtype)
 
 
-def share_memory(x: Array) -> bool:
+def shares_block(x: Array) -> bool:
     """Tell whether arrays like `x` come as rows of one block: on the CPU, if they are not large.
 
     A large one has memory of its own, which is used again when that one array is gone.
@@ -186,7 +185,7 @@ def block_like(x: Array, count: int) -> Array:
 
 def rows_like(x: Array, count: int) -> tuple[Array, ...]:
     """Return `count` uninitialised arrays of the place, shape and dtype of `x`."""
-    if share_memory(x):
+    if shares_block(x):
         return rows_of(block_like(x, count))
     return tuple(empty_at(place_of(x), x.shape, x.dtype) for _ in range(count))
 

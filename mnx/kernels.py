@@ -13,7 +13,18 @@ from __future__ import annotations
 
 import os
 
-__all__ = ['add', 'alike', 'as_bytes', 'built', 'gather', 'kind', 'largest', 'scatter']
+__all__ = [
+    'ROOM',
+    'ROW',
+    'add',
+    'alike',
+    'as_bytes',
+    'built',
+    'gather',
+    'kind',
+    'largest',
+    'scatter',
+]
 
 
 def _not_done(*_: object) -> bool:
@@ -22,10 +33,13 @@ def _not_done(*_: object) -> bool:
 
 alike = gather = scatter = add = kind = as_bytes = largest = _not_done
 built = False
+ROOM = ROW = 0  # words of `largest`: that a rank can bring, and of its row
 
 if os.environ.get('MNX_KERNELS', '1') != '0':
     try:
         from mnx._kernels import (  # type: ignore[assignment]
+            ROOM,
+            ROW,
             add,
             alike,
             as_bytes,

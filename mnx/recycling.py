@@ -40,7 +40,7 @@ _blocks: dict[int, list[Memory]] = {}  # by length; in use or not
 
 def empty(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     """Return an uninitialised array, as `numpy.empty`, on recycled memory if it is large."""
-    nbytes = math.prod(shape) * dtype.itemsize
+    nbytes = int(math.prod(shape)) * dtype.itemsize
     if not (FROM_BYTES <= nbytes <= KEPT_BYTES and _COUNTS_HOLD):
         return np.empty(shape, dtype)
     step = 1 << (nbytes.bit_length() - 4)

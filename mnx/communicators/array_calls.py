@@ -152,7 +152,7 @@ def bring_reducible(meeting: Meeting, call: str, x: Any, op: str) -> Array:
     """Bring an array that has the same dtype and shape on all ranks; return it as it travels."""
     x = sendable(x, call)
     rule = reduction(x.dtype, op)
-    meeting.bring(op, *_kind(x))
+    meeting.bring(op, *_described(x))
     _bring_nans(meeting, [x], [rule])
     return x
 
@@ -170,7 +170,7 @@ def brought_nans(meeting: Meeting, rule: Reduction) -> bool:
     return rule.is_of_nans and bool(meeting.cargo[0] > 0)
 
 
-def _kind(x: Array) -> tuple[str, ...]:
+def _described(x: Array) -> tuple[str, ...]:
     return _named(x.dtype, x.shape), *_where(x)
 
 

@@ -21,7 +21,7 @@ from mnx.arrays import (
     reduction,
     rows_like,
     rows_of,
-    share_memory,
+    shares_block,
 )
 from mnx.communicators import headers
 from mnx.communicators.array_calls import (
@@ -265,7 +265,7 @@ class ArrayMessages(ArrayCalls):
             table = headers.empty_table(self.size) if at_root else None
             self._control.gather(headers.header(x), table, root)
             found = None if table is None else tuple(map(headers.allocate, table))
-        elif share_memory(x):
+        elif shares_block(x):
             block = block_like(x, self.size) if at_root else None
             self._arrays.gather_rows(as_bytes(x), None if block is None else as_bytes(block), root)
             return None if block is None else rows_of(block)

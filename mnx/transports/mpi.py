@@ -129,12 +129,12 @@ class MpiTransport(Transport):
             since.pop(thread, None)
 
     def _find_largest(self, words: Array) -> None:
-        self._comm.Allreduce(self._in_place, words, self._ops['max'])
-        self._meetings += 1
+        self._meetings += 1  # first: where a signal ends this call, the next one counts on
         if self._meetings == BOARD_AFTER and self.size > 1:
             from mnx.transports.mpi_memory import board_of
 
             self._board = board_of(self._comm)
+        self._comm.Allreduce(self._in_place, words, self._ops['max'])
 
     def send_frame(self, frame: bytes, dest: int, tag: int) -> None:
         if dest == self.rank:
@@ -311,9 +311,7 @@ class MpiTransport(Transport):
 
     @waits
     def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        self._board = None
         if self._comm:  # a second call does nothing
             self._comm.Free()
 

@@ -1,4 +1,4 @@
-"""Memory that MPI lets all ranks of a node see, and how they wait for one another there.
+"""Memory that all ranks of a node see, and how they wait for one another there.
 
 With `mpi`, which imports it late, and `mpi_emergency` the only module that imports mpi4py.
 
@@ -8,9 +8,14 @@ another store is seen with it, if the window is synchronised in between on both 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import mmap
 import os
+import secrets
+import sys
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -22,8 +27,12 @@ from mnx.arrays import Array
 from mnx.transports.waiting import waits
 
 _CACHE_LINE = 64
+_FILES = '/dev/shm'  # memory of this node only
+_WITHOUT_FILE: Any = {'trackfd': False} if sys.version_info >= (3, 13) else {}
 _LOOKS_IN_C = 200  # for a rank that is late: some microseconds
 _LOOKS = 20  # before another program gets the core
+_MANY_LOOKS = 2000  # some milliseconds, from then on this rank's other threads get on, too
+_PAUSE_S = 50e-6
 
 
 class _Patience:
@@ -41,7 +50,9 @@ class _Patience:
             self._comm.Iprobe(MPI.ANY_SOURCE, 0)  # MPI makes progress inside of its calls only
             if is_so():
                 return
-            if looks >= self._looks:
+            if looks > _MANY_LOOKS:
+                time.sleep(_PAUSE_S)
+            elif looks >= self._looks:
                 os.sched_yield()
 
 
@@ -63,13 +74,19 @@ class MpiSharedWindow:
     @waits
     def __init__(self, comm: MPI.Comm, nbytes: int) -> None:
         self._patience = _Patience(comm)
-        self._window = _allocate(comm, _CACHE_LINE + nbytes)
-        places = [_seen(self._window, rank) for rank in range(comm.size)]
+        self._window = MPI.Win.Allocate_shared(
+            _CACHE_LINE + nbytes, 1, comm=cast('MPI.Intracomm', comm)
+        )
+        self._window.Lock_all(MPI.MODE_NOCHECK)
+        found: list[Any] = [self._window.Shared_query(rank)[0] for rank in range(comm.size)]
+        places = [np.frombuffer(memory, np.uint8) for memory in found]
         self.slots = [place[_CACHE_LINE:] for place in places]
         self._turns = [place[:8].data.cast('q') for place in places]
         self._rank, self._turn = comm.rank, 0
         self._turns[self._rank][0] = 0
-        _synchronize(self._window, comm)
+        self._window.Sync()
+        comm.Barrier()
+        self._window.Sync()
 
     def arrive(self) -> None:
         self._turn += 1
@@ -89,7 +106,8 @@ class MpiSharedWindow:
     @waits
     def close(self) -> None:
         self.slots, self._turns = [], []
-        _free(self._window)
+        self._window.Unlock_all()
+        self._window.Free()
 
 
 class Board:
@@ -102,72 +120,67 @@ class Board:
     reads the words of turn k-2 any more.
     """
 
-    ROW = 88  # words; of _kernels.c
-    ROOM = 40  # words that a rank can bring
+    ROOM = kernels.ROOM  # words that a rank can bring
 
-    def __init__(self, comm: MPI.Comm, window: MPI.Win) -> None:
-        self._window, self._rank, self._turn = window, comm.rank, 0
+    def __init__(self, comm: MPI.Comm, memory: mmap.mmap) -> None:
+        self._rank = comm.rank
+        self._rows = np.frombuffer(memory, np.int64).reshape(comm.size, kernels.ROW)
+        self._own = self._rows[comm.rank].data
         self._patience = _Patience(comm)
         self._looks = 1 if self._patience.is_crowded else _LOOKS_IN_C
-        self._rows = _seen(window, 0).view(np.int64).reshape(comm.size, self.ROW)
-        if comm.rank == 0:
-            self._rows[...] = 0
-        _synchronize(window, comm)
 
     def find_largest(self, words: Array) -> None:
         """Replace at most `ROOM` words by the largest of all ranks, each by its own. Collective."""
-        self._turn = turn = self._turn + 1
+        turn = self._own[0] + 1  # not counted here: an error may come before the row is written
         found = self._rows, self._rank, turn, words, self._looks
         if not kernels.largest(*found):
             self._patience.wait_until(lambda: kernels.largest(*found))
 
-    def close(self) -> None:
-        """Free the memory. Collective."""
-        del self._rows
-        _free(self._window)
-
 
 def board_of(comm: MPI.Comm) -> Board | None:
     """Return a new board, if all ranks are on one node and have what it takes. Collective."""
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    can = node.size == comm.size and _kernel_works()
-    node.Free()
-    if not comm.allreduce(can, MPI.LAND):
+    if not all(comm.allgather(_kernel_works())):
         return None
-    window = None
+    memory = _file_of_all(comm, 8 * kernels.ROW * comm.size)
+    return None if memory is None else Board(comm, memory)
+
+
+def _file_of_all(comm: MPI.Comm, nbytes: int) -> mmap.mmap | None:
+    """Return memory of zeros that all ranks see; None if any does not see it. Collective.
+
+    Not a window of MPI, which only all ranks together can free: this one is gone with the last
+    rank that refers to it.
+    """
+    path = comm.bcast(f'{_FILES}/mnx_{secrets.token_hex(16)}')
     try:
-        window = _allocate(comm, 8 * Board.ROW * comm.size if comm.rank == 0 else 0)
-    except MPI.Exception:  # no memory to share; messages do as well
-        can = False
-    # where only some have a window, they cannot free it: that takes all
-    return Board(comm, window) if comm.allreduce(can, MPI.LAND) and window is not None else None
+        memory = _map_file(path, nbytes, new=True) if comm.rank == 0 else None
+        comm.Barrier()
+        memory = memory if comm.rank == 0 else _map_file(path, nbytes)
+        return memory if all(comm.allgather(memory is not None)) else None
+    finally:
+        if comm.rank == 0:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def _map_file(path: str, nbytes: int, *, new: bool = False) -> mmap.mmap | None:
+    """Return the memory of a file; None if there is no such folder, file, or so much memory."""
+    flags = os.O_RDWR | (os.O_CREAT | os.O_EXCL if new else 0)
+    try:
+        file = os.open(path, flags, 0o600)
+    except OSError:
+        return None
+    try:
+        if new:
+            os.posix_fallocate(file, 0, nbytes)  # an error now, not a signal later
+        return mmap.mmap(file, nbytes, **_WITHOUT_FILE)
+    except (OSError, ValueError):  # no memory left; then the file is empty
+        return None
+    finally:
+        os.close(file)
 
 
 def _kernel_works() -> bool:
     """Tell whether there is a kernel, made by a compiler with the instructions that it takes."""
-    words = np.array([3, -1])
-    return kernels.largest(np.zeros((1, Board.ROW), np.int64), 0, 1, words, 1)
-
-
-def _allocate(comm: MPI.Comm, nbytes: int) -> MPI.Win:
-    window = MPI.Win.Allocate_shared(nbytes, 1, comm=cast('MPI.Intracomm', comm))
-    window.Lock_all(MPI.MODE_NOCHECK)
-    return window
-
-
-def _seen(window: MPI.Win, rank: int) -> Array:
-    """Return the memory that a rank has brought, flat uint8."""
-    memory: Any = window.Shared_query(rank)[0]
-    return np.frombuffer(memory, np.uint8)
-
-
-def _synchronize(window: MPI.Win, comm: MPI.Comm) -> None:
-    """Let all ranks see what all have written. Collective."""
-    window.Sync()
-    comm.Barrier()
-    window.Sync()
-
-
-def _free(window: MPI.Win) -> None:
-    window.Unlock_all()
-    window.Free()
+    rows, words = np.zeros((1, kernels.ROW), np.int64), np.zeros(2, np.int64)
+    return kernels.largest(rows, 0, 1, words, 1)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import mmap
 import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,11 +26,10 @@ needs_kernel = pytest.mark.skipif(
 
 
 @pytest.fixture
-def board(comm: Communicator) -> Iterator[Board]:
+def board(comm: Communicator) -> Board:
     found = board_of(comm.mpi_comm)
     assert found is not None
-    yield found
-    found.close()
+    return found
 
 
 def words(rank: int, turn: int, count: int = Board.ROOM) -> np.ndarray:
@@ -86,6 +88,10 @@ class InterruptedWaitError(Exception):
     """What a signal handler raises."""
 
 
+def _interrupt(*_: object) -> None:
+    raise InterruptedWaitError
+
+
 @needs_kernel
 @pytest.mark.needs_ranks(2)
 def test_a_rank_that_stops_waiting_keeps_its_turns(
@@ -93,11 +99,8 @@ def test_a_rank_that_stops_waiting_keeps_its_turns(
 ) -> None:
     """It has brought its words already, so the others go on; and its next ones do not hurt."""
 
-    def interrupt(*_: object) -> None:
-        raise InterruptedWaitError
-
     if comm.rank == 0:
-        monkeypatch.setattr(board._patience, 'wait_until', interrupt)
+        monkeypatch.setattr(board._patience, 'wait_until', _interrupt)
         with pytest.raises(InterruptedWaitError):
             board.find_largest(words(0, 0))
         monkeypatch.undo()
@@ -114,6 +117,40 @@ def test_a_rank_that_stops_waiting_keeps_its_turns(
         board.find_largest(found)
         expected = np.max([words(r, turn) for r in range(comm.size)], axis=0)
         np.testing.assert_array_equal(found, expected)
+
+
+@needs_kernel
+@pytest.mark.needs_ranks(2)
+@pytest.mark.limit(30)
+def test_an_error_before_the_words_are_written(
+    board: Board, comm: Communicator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leaves the turn to the next words."""
+    if comm.rank == 0:
+        monkeypatch.setattr(kernels, 'largest', _interrupt)
+        with pytest.raises(InterruptedWaitError):
+            board.find_largest(words(5, 5))
+        monkeypatch.undo()
+    for turn in range(4):
+        found = words(comm.rank, turn)
+        board.find_largest(found)
+        expected = np.max([words(r, turn) for r in range(comm.size)], axis=0)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_who_waits_long_lets_others_run(
+    comm: Communicator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First other ranks, then this rank's other threads: looking takes Python's lock each time."""
+    looks = iter(range(3 * mpi_memory._MANY_LOOKS))
+    yields, pauses = [], []
+    monkeypatch.setattr(os, 'sched_yield', lambda: yields.append(next(looks)))
+    monkeypatch.setattr(time, 'sleep', lambda seconds: pauses.append((next(looks), seconds)))
+    patience = mpi_memory._Patience(comm.mpi_comm)
+    patience.wait_until(lambda: len(pauses) == 10)
+    assert len(yields) > mpi_memory._MANY_LOOKS // 2
+    assert yields[-1] < pauses[0][0]
+    assert {seconds for _, seconds in pauses} == {mpi_memory._PAUSE_S}
 
 
 @needs_kernel
@@ -157,6 +194,28 @@ def test_meetings_move_to_the_board(transport: mpi.MpiTransport) -> None:
         assert (transport._board is not None) == has_board
 
 
+@pytest.mark.needs_ranks(2)
+@pytest.mark.limit(30)
+def test_a_signal_does_not_make_ranks_miscount(transport: mpi.MpiTransport) -> None:
+    """A rank whose handler raises when its first meeting ends makes the board with the others."""
+    before = signal.signal(signal.SIGALRM, _interrupt)
+    try:
+        if transport.rank == 0:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(InterruptedWaitError):
+                transport.find_largest(words(0, 0))
+        else:
+            time.sleep(0.3)
+            transport.find_largest(words(transport.rank, 0))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    for turn in range(1, 10):
+        found = words(transport.rank, turn)
+        transport.find_largest(found)
+        expected = np.max([words(r, turn) for r in range(transport.size)], axis=0)
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_more_words_than_a_row_holds_go_by_messages(transport: mpi.MpiTransport) -> None:
     for turn in range(10):
         count = Board.ROOM + 1 if turn % 2 else 5
@@ -168,17 +227,45 @@ def test_more_words_than_a_row_holds_go_by_messages(transport: mpi.MpiTransport)
 
 @pytest.mark.needs_ranks(2)
 @pytest.mark.parametrize('lacks', ['kernel', 'memory'])
+@pytest.mark.parametrize('where', ['first', 'last'])
 def test_without_it_on_one_rank_all_go_by_messages(
-    comm: Communicator, monkeypatch: pytest.MonkeyPatch, lacks: str
+    comm: Communicator, monkeypatch: pytest.MonkeyPatch, lacks: str, where: str
 ) -> None:
-    def no_memory(*_: object) -> None:
-        raise MPI.Exception(MPI.ERR_NO_MEM)
-
-    if lacks == 'memory':  # on all ranks: MPI tells all of them, as its allocation is collective
-        monkeypatch.setattr(mpi_memory, '_allocate', no_memory)
-    elif comm.rank == comm.size - 1:
-        monkeypatch.setattr(mpi_memory, '_kernel_works', lambda: False)
+    if comm.rank == (0 if where == 'first' else comm.size - 1):
+        if lacks == 'kernel':
+            monkeypatch.setattr(mpi_memory, '_kernel_works', lambda: False)
+        else:
+            monkeypatch.setattr(os, 'posix_fallocate', _no_memory)
+            monkeypatch.setattr(mmap, 'mmap', _no_memory)
     assert board_of(comm.mpi_comm) is None
+
+
+def _no_memory(*_: object, **__: object) -> None:
+    raise OSError(28, 'No space left on device')
+
+
+def test_no_file_is_left(
+    comm: Communicator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = comm.bcast_obj(tmp_path)
+    monkeypatch.setattr(mpi_memory, '_FILES', str(folder))
+    assert (board_of(comm.mpi_comm) is not None) == kernels.built
+    comm.barrier()
+    assert not list(folder.iterdir())
+
+
+@needs_kernel
+def test_a_rank_alone_may_free_it(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the end of a program does, where ranks do not come to it together."""
+    monkeypatch.setattr(mpi, 'BOARD_AFTER', 1)
+    transport = mpi.MpiTransport(comm.mpi_comm)
+    for turn in range(3):
+        transport.find_largest(words(comm.rank, turn))
+    if comm.rank == 0:
+        transport._board = None
+        gc.collect()
+    comm.mpi_comm.Barrier()
+    transport.close()
 
 
 @pytest.mark.needs_ranks(2)
@@ -198,17 +285,20 @@ def test_who_disagrees_is_told_by_the_board(
 
 @needs_kernel
 def test_the_kernel_knows_its_limits() -> None:
-    rows, own = np.zeros((2, Board.ROW), np.int64), np.zeros(3, np.int64)
+    rows, own = np.zeros((2, kernels.ROW), np.int64), np.zeros(3, np.int64)
     too_many = np.zeros(Board.ROOM + 1, np.int64)
     assert kernels.largest(rows[:1].copy(), 0, 1, own, 1)
-    assert not kernels.largest(rows, 2, 1, own, 1)
-    assert not kernels.largest(rows, -1, 1, own, 1)
-    assert not kernels.largest(rows, 0, 1, too_many, 1)
-    assert not kernels.largest(rows, 0, 1, own.astype('f8'), 1)
-    assert not kernels.largest(rows[:, 1:].copy(), 0, 1, own, 1)
-    assert not kernels.largest(rows.T, 0, 1, own, 1)
-    with pytest.raises((TypeError, OverflowError)):
-        kernels.largest(rows, 'a', 1, own, 1)
+    for wrong in [
+        (rows, 2, 1, own),
+        (rows, -1, 1, own),
+        (rows, 0, 1, too_many),
+        (rows[:, 1:].copy(), 0, 1, own),
+    ]:
+        with pytest.raises(ValueError, match='longer rows'):
+            kernels.largest(*wrong, 1)
+    for odd in [(rows, 'a', 1, own), (rows, 0, 1, own.astype('f8')), (rows.T, 0, 1, own)]:
+        with pytest.raises(TypeError):
+            kernels.largest(*odd, 1)
     assert not rows.any()
     assert not kernels.largest(rows, 0, 1, own + 5, 10)  # the other has yet to come
     assert rows[0, 0] == 1
