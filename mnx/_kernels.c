@@ -6,6 +6,7 @@
  *     scatter   one flat buffer -> many arrays
  *     kind      the dtype and the shape of an array that can travel as it is
  *     as_bytes  its bytes as a flat array
+ *     on_unused an array on memory that nobody else refers to
  *     largest   the largest of what the ranks of a node have written into memory that they share
  *
  * Each answers False, having done nothing that counts, for what it does not know: other dtypes and
@@ -356,6 +357,39 @@ static PyObject *as_bytes(PyObject *self, PyObject *x)
     return view;
 }
 
+/* on_unused(blocks, offset, dtype, shape) -> an array on the first block that only the list refers
+ * to; None if there is none */
+static PyObject *on_unused(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    if (given != 4 || !PyList_CheckExact(args[0]) || !PyArray_DescrCheck(args[2]))
+        Py_RETURN_FALSE;
+    PyArray_Descr *dtype = (PyArray_Descr *)args[2];
+    PyArray_Dims shape = {NULL, 0};
+    npy_intp offset = PyLong_AsSsize_t(args[1]);
+    if ((offset == -1 && PyErr_Occurred()) || !PyArray_IntpConverter(args[3], &shape))
+        return NULL;
+    npy_intp stop = offset + PyArray_MultiplyList(shape.ptr, shape.len) * PyDataType_ELSIZE(dtype);
+    PyObject *found = Py_None;
+    for (Py_ssize_t i = 0; found == Py_None && i < PyList_GET_SIZE(args[0]); i++) {
+        PyObject *block = PyList_GET_ITEM(args[0], i);
+        if (Py_REFCNT(block) != 1 || !is_plain(block, LAYOUT | NPY_ARRAY_WRITEABLE) ||
+            PyArray_NBYTES((PyArrayObject *)block) < stop || PyDataType_REFCHK(dtype))
+            continue;
+        Py_INCREF(block);
+        Py_INCREF(dtype); /* which the array takes */
+        found = PyArray_NewFromDescr(&PyArray_Type, dtype, shape.len, shape.ptr, NULL,
+                                     bytes_of(block) + offset, LAYOUT | NPY_ARRAY_WRITEABLE, NULL);
+        if (found == NULL)
+            Py_DECREF(block);
+        else if (PyArray_SetBaseObject((PyArrayObject *)found, block) < 0)
+            Py_CLEAR(found);
+    }
+    PyDimMem_FREE(shape.ptr);
+    if (found == Py_None)
+        Py_INCREF(found);
+    return found;
+}
+
 /* --- largest -------------------------------------------------------------------------------- */
 
 enum {
@@ -443,7 +477,8 @@ static PyObject *largest(PyObject *self, PyObject *const *args, Py_ssize_t given
 
 static PyMethodDef methods[] = {
     METHOD(alike),   METHOD(gather),      METHOD(scatter),         METHOD(add),
-    METHOD(largest), METHOD_OF_ONE(kind), METHOD_OF_ONE(as_bytes), {NULL},
+    METHOD(largest), METHOD(on_unused),   METHOD_OF_ONE(kind),     METHOD_OF_ONE(as_bytes),
+    {NULL},
 };
 
 static struct PyModuleDef definition = {

@@ -23,6 +23,7 @@ __all__ = [
     'gather',
     'kind',
     'largest',
+    'on_unused',
     'scatter',
 ]
 
@@ -31,7 +32,7 @@ def _not_done(*_: object) -> bool:
     return False
 
 
-alike = gather = scatter = add = kind = as_bytes = largest = _not_done
+alike = gather = scatter = add = kind = as_bytes = on_unused = largest = _not_done
 built = False
 ROOM = ROW = 0  # words of `largest`: that a rank can bring, and of its row
 
@@ -46,6 +47,7 @@ if os.environ.get('MNX_KERNELS', '1') != '0':
             gather,
             kind,
             largest,
+            on_unused,
             scatter,
         )
 

@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from mnx import kernels
+
 Memory = np.ndarray[Any, np.dtype[np.uint8]]
 
 FROM_BYTES = 256 * 1024  # what is shorter comes from malloc's own pool, and faster
@@ -45,18 +47,20 @@ def empty(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         return np.empty(shape, dtype)
     step = 1 << (nbytes.bit_length() - 4)
     length = -(-nbytes // step) * step
-    memory = _unused(length)
-    if memory is None:
-        memory = _new(length)
-    return np.ndarray(shape, dtype, memory, _OFFSET)
+    blocks = _blocks.get(length, [])
+    found: Any = kernels.on_unused(blocks, _OFFSET, dtype, shape)
+    if found is False:  # no C
+        memory = _unused(blocks)
+        found = None if memory is None else np.ndarray(shape, dtype, memory, _OFFSET)
+    return np.ndarray(shape, dtype, _new(length), _OFFSET) if found is None else found
 
 
-def _unused(length: int) -> Memory | None:
+def _unused(blocks: list[Memory]) -> Memory | None:
     """Return a block that nobody refers to, if there is one.
 
     Two threads never get the same: who looks at a block refers to it, which the other one counts.
     """
-    for memory in _blocks.get(length, ()):
+    for memory in blocks:
         if getrefcount(memory) == _OF_NOBODY:
             return memory
     return None

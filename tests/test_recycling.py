@@ -9,15 +9,17 @@ import threading
 import numpy as np
 import pytest
 
-from mnx import recycling
+from mnx import kernels, recycling
 
 LONG = recycling.FROM_BYTES
 FLOAT = np.dtype(np.float64)
 
 
-@pytest.fixture(autouse=True)
-def _empty_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=['C', 'Python'])
+def _empty_pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recycling, '_blocks', {})
+    if request.param == 'Python':
+        monkeypatch.setattr(kernels, 'on_unused', lambda *_: False)
 
 
 def address(x: np.ndarray) -> int:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mnx.transports.mpi_memory import Board
 
 LARGEST_COUNT = 2**30
+STRAIGHT_FROM = 32 * 1024  # bytes, which MPICH gathers by a tree: many travel several times
 BOARD_AFTER = 100  # meetings: making one takes as long as they do by messages
 
 
@@ -221,8 +222,14 @@ class MpiTransport(Transport):
         receives = [] if received is None else list(enumerate(received))
         self._exchange([(root, sent)], receives)
 
-    @waits
     def gather_rows(self, sent: Array, received: Array | None, root: int) -> None:
+        if self.size > 2 and sent.nbytes >= STRAIGHT_FROM:
+            super().gather_rows(sent, received, root)
+        else:
+            self._gather_rows(sent, received, root)
+
+    @waits
+    def _gather_rows(self, sent: Array, received: Array | None, root: int) -> None:
         synchronize(sent)
         self._comm.Gather(sent, received, root)
 
