@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,15 +143,16 @@ def test_who_waits_long_lets_others_run(
     comm: Communicator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First other ranks, then this rank's other threads: looking takes Python's lock each time."""
-    looks = iter(range(3 * mpi_memory._MANY_LOOKS))
-    yields, pauses = [], []
-    monkeypatch.setattr(os, 'sched_yield', lambda: yields.append(next(looks)))
-    monkeypatch.setattr(time, 'sleep', lambda seconds: pauses.append((next(looks), seconds)))
+    done: list[object] = []
     patience = mpi_memory._Patience(comm.mpi_comm)
-    patience.wait_until(lambda: len(pauses) == 10)
-    assert len(yields) > mpi_memory._MANY_LOOKS // 2
-    assert yields[-1] < pauses[0][0]
-    assert {seconds for _, seconds in pauses} == {mpi_memory._PAUSE_S}
+    with monkeypatch.context() as patch:  # of this module's names: the watchdog sleeps, too
+        patch.setattr(mpi_memory, 'os', SimpleNamespace(sched_yield=lambda: done.append('yield')))
+        patch.setattr(mpi_memory, 'time', SimpleNamespace(sleep=done.append))
+        patience.wait_until(lambda: len(done) == 2 * mpi_memory._MANY_LOOKS)
+    first_pause = done.index(mpi_memory._PAUSE_S)
+    assert mpi_memory._MANY_LOOKS - mpi_memory._LOOKS <= first_pause <= mpi_memory._MANY_LOOKS
+    assert set(done[:first_pause]) == {'yield'}
+    assert set(done[first_pause:]) == {mpi_memory._PAUSE_S}
 
 
 @needs_kernel
