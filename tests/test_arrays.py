@@ -25,6 +25,10 @@ from mnx.arrays import (
     sendable,
 )
 from mnx.errors import ArgumentError, DtypeError
+from tests.launching import alone
+
+pytestmark = alone
+
 
 ALL_DTYPES = [dtype_of(number) for number in range(len(DTYPE_NAMES))]
 INTEGERS = [d for d in ALL_DTYPES if d.kind in 'iu']

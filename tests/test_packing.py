@@ -7,6 +7,10 @@ import numpy as np
 from hypothesis import given, settings
 
 from mnx.packing import Packer, plan
+from tests.launching import alone
+
+pytestmark = alone
+
 
 F4, F8 = np.dtype('f4'), np.dtype('f8')
 

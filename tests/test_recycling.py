@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 
 from mnx import kernels, recycling
+from tests.launching import alone
+
+pytestmark = alone
+
 
 LONG = recycling.FROM_BYTES
 FLOAT = np.dtype(np.float64)

@@ -6,6 +6,9 @@ from hypothesis import given, settings
 
 from mnx.communicators.chunks import Line, share
 from mnx.packing import shaped_views
+from tests.launching import alone
+
+pytestmark = alone
 
 
 @given(
