@@ -154,6 +154,21 @@ def test_gather_and_scatter(transport: Transport, size: int) -> None:
         np.testing.assert_array_equal(mine, data(10 + rank, counts[rank]))
 
 
+@pytest.mark.parametrize('straight_from', [0, 2**30])
+@pytest.mark.parametrize('size', SIZES)
+def test_gather_rows(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch, size: int, straight_from: int
+) -> None:
+    """By MPI's own gather, and straight from each rank."""
+    monkeypatch.setattr(mpi, 'STRAIGHT_FROM', straight_from)
+    for root in range(transport.size):
+        received = np.full(transport.size * size, 99.0) if transport.rank == root else None
+        transport.gather_rows(data(transport.rank, size), received, root)
+        if received is not None:
+            expected = [data(r, size) for r in range(transport.size)]
+            np.testing.assert_array_equal(received, np.concatenate(expected))
+
+
 @pytest.mark.usefixtures('largest')
 @pytest.mark.parametrize('size', SIZES)
 def test_all_gather(transport: Transport, size: int) -> None:
