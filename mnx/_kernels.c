@@ -8,11 +8,14 @@
  *     as_bytes  its bytes as a flat array
  *     on_unused an array on memory that nobody else refers to
  *     largest   the largest of what the ranks of a node have written into memory that they share
+ *     reach     bytes of another process, read or written
+ *     sum_share sums of arrays that are in other processes, written back there
  *
  * Each answers False, having done nothing that counts, for what it does not know: other dtypes and
  * layouts, subclasses, GPUs. Then NumPy does it (mnx/packing.py), to the same bits. Between float32
  * and float16 they convert, where the processor has instructions for it.
  */
+#define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
 #include <Python.h>
@@ -182,8 +185,15 @@ static PyObject *scatter(PyObject *self, PyObject *const *args, Py_ssize_t count
 
 /* --- add ------------------------------------------------------------------------------------ */
 
-/* total = (part 0 + part 1 + ...) / divisor, and the same in `twin` if there is one, which may be
- * one of the parts. Block by block, so that only the parts are read from afar. As mnx.packing does:
+/* Before a loop whose arrays may be the same, but do not overlap otherwise. */
+#if defined(__GNUC__) && !defined(__clang__)
+#define EACH_ALONE _Pragma("GCC ivdep")
+#else
+#define EACH_ALONE
+#endif
+
+/* total = (part 0 + part 1 + ...) / divisor, and the same in `twin` if there is one. Both
+ * may be one of the parts, the total one of the first two. Block by block, so that only the parts are read from afar. As mnx.packing does:
  * a division by a power of two is a product, which gives the same bits. */
 #define DEFINE_ADD(NAME, T)                                                                        \
     FOR_EACH_CPU static void NAME(char **parts, Py_ssize_t count, char *total, char *twin,         \
@@ -196,17 +206,21 @@ static PyObject *scatter(PyObject *self, PyObject *const *args, Py_ssize_t count
             npy_intp length = size - start < BLOCK ? size - start : BLOCK;                         \
             T *sum = (T *)total + start;                                                           \
             const T *first = (const T *)parts[0] + start, *second = (const T *)parts[1] + start;   \
+            EACH_ALONE                                                                             \
             for (npy_intp i = 0; i < length; i++)                                                  \
                 sum[i] = first[i] + second[i];                                                     \
             for (Py_ssize_t p = 2; p < count; p++) {                                               \
                 const T *part = (const T *)parts[p] + start;                                       \
+                EACH_ALONE                                                                         \
                 for (npy_intp i = 0; i < length; i++)                                              \
                     sum[i] += part[i];                                                             \
             }                                                                                      \
             if (is_power && by != 1)                                                               \
+                EACH_ALONE                                                                         \
                 for (npy_intp i = 0; i < length; i++)                                              \
                     sum[i] *= factor;                                                              \
             else if (by != 1)                                                                      \
+                EACH_ALONE                                                                         \
                 for (npy_intp i = 0; i < length; i++)                                              \
                     sum[i] /= divisor;                                                             \
             if (twin != NULL)                                                                      \
@@ -469,6 +483,205 @@ static PyObject *largest(PyObject *self, PyObject *const *args, Py_ssize_t given
     return PyBool_FromLong(meet(rows, ranks, rank, turn, words, count, looks));
 }
 
+/* --- other processes ------------------------------------------------------------------------ */
+
+#if defined(__linux__)
+#include <errno.h>
+#include <sys/uio.h>
+
+enum { MOST_PIECES = 1024, BUFFERS = 3 }; /* IOV_MAX of Linux; see sum_share */
+
+typedef struct iovec Stretch;
+
+typedef ssize_t (*Move)(pid_t, const Stretch *, unsigned long, const Stretch *, unsigned long,
+                        unsigned long);
+
+/* Move all bytes between this process and another; an errno if that fails. */
+static int move_all(Move move, pid_t pid, Stretch here, const Stretch *there, npy_intp count)
+{
+    ssize_t moved = move(pid, &here, 1, there, (unsigned long)count, 0);
+    return moved < 0 ? errno : (size_t)moved < here.iov_len ? EFAULT : 0;
+}
+
+/* reach(pid, address, array, writes) -> errno, or 0: read bytes into the array, or write them */
+static PyObject *reach(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    if (given != 4 || !is_plain(args[2], LAYOUT | NPY_ARRAY_WRITEABLE))
+        return PyErr_Format(PyExc_TypeError, "a process, an address, an array, a bool");
+    pid_t pid = (pid_t)PyLong_AsLong(args[0]);
+    size_t address = PyLong_AsSize_t(args[1]);
+    int writes = PyObject_IsTrue(args[3]);
+    if (PyErr_Occurred())
+        return NULL;
+    size_t length = (size_t)PyArray_NBYTES((PyArrayObject *)args[2]);
+    Stretch here = {bytes_of(args[2]), length}, there = {(void *)address, length};
+    return PyLong_FromLong(
+        move_all(writes ? process_vm_writev : process_vm_readv, pid, here, &there, 1));
+}
+
+/* What sum_share is told: words, in arrays of as many dimensions as they have letters behind. */
+typedef struct {
+    const int64_t *pids;             /* R: of each rank */
+    const int64_t *places;           /* R2A: where its arrays are, and where it wants the sums, or 0 */
+    const int64_t *pieces;           /* P4: number of an array, offsets there and there, length */
+    const int64_t *chunks;           /* C2: the first piece, and their number */
+    npy_intp ranks, arrays, count;   /* R, A, C */
+    npy_intp rank;
+    int for_all;
+    size_t itemsize, room;           /* bytes; of a buffer */
+    char *buffers[BUFFERS];
+    double by;
+    int failed_rank;
+} Share;
+
+enum { SOURCE, TARGET };
+
+/* List the pieces of a chunk as rank `rank` has them, or wants them; 0: it wants none. */
+static npy_intp list_pieces(const Share *share, int which, npy_intp rank, npy_intp chunk,
+                            Stretch *found)
+{
+    const int64_t *places = share->places + (2 * rank + which) * share->arrays;
+    npy_intp first = share->chunks[2 * chunk], count = share->chunks[2 * chunk + 1];
+    for (npy_intp i = 0; i < count; i++) {
+        const int64_t *piece = share->pieces + 4 * (first + i);
+        if (places[piece[0]] == 0)
+            return 0;
+        found[i].iov_base = (char *)(uintptr_t)places[piece[0]] + piece[1 + which];
+        found[i].iov_len = (size_t)piece[3];
+    }
+    return count;
+}
+
+/* Copy between pieces and a buffer. */
+static void copy_pieces(const Stretch *pieces, npy_intp count, char *buffer, int inwards)
+{
+    for (npy_intp i = 0; i < count; i++) {
+        memcpy(inwards ? buffer : pieces[i].iov_base, inwards ? pieces[i].iov_base : buffer,
+               pieces[i].iov_len);
+        buffer += pieces[i].iov_len;
+    }
+}
+
+static size_t length_of(const Stretch *pieces, npy_intp count)
+{
+    size_t length = 0;
+    for (npy_intp i = 0; i < count; i++)
+        length += pieces[i].iov_len;
+    return length;
+}
+
+/* Fetch a rank's part of a chunk, or find it where it is; NULL if that fails. */
+static char *fetch(Share *share, npy_intp rank, npy_intp chunk, char *buffer, int *error)
+{
+    Stretch pieces[MOST_PIECES];
+    npy_intp count = list_pieces(share, SOURCE, rank, chunk, pieces);
+    if (rank != share->rank) {
+        Stretch here = {buffer, length_of(pieces, count)};
+        *error = move_all(process_vm_readv, (pid_t)share->pids[rank], here, pieces, count);
+        return buffer;
+    }
+    if (count == 1)
+        return pieces[0].iov_base;
+    copy_pieces(pieces, count, share->buffers[2], 1);
+    return share->buffers[2];
+}
+
+/* Add up a chunk of all ranks, in their order, into `total`; an errno if that fails. */
+static int add_chunk(Share *share, npy_intp chunk, char *total, npy_intp size)
+{
+    int error = 0;
+    char *parts[2] = {fetch(share, 0, chunk, share->buffers[0], &error), NULL};
+    for (npy_intp rank = 1; rank < share->ranks && !error; rank++) {
+        int is_last = rank == share->ranks - 1;
+        share->failed_rank = (int)rank;
+        parts[1] = fetch(share, rank, chunk, share->buffers[1], &error);
+        char *sum = is_last ? total : share->buffers[0];
+        if (!error)
+            (share->itemsize == sizeof(float) ? add_float : add_double)(parts, 2, sum, NULL, size,
+                                                            is_last ? share->by : 1);
+        parts[0] = sum;
+    }
+    return error;
+}
+
+/* Sum a chunk, and put it where it is wanted; an errno if that fails. */
+static int sum_chunk(Share *share, npy_intp chunk)
+{
+    Stretch pieces[MOST_PIECES];
+    npy_intp count = list_pieces(share, SOURCE, share->rank, chunk, pieces);
+    size_t length = length_of(pieces, count);
+    share->failed_rank = 0;
+    if (length > share->room)
+        return EMSGSIZE;
+    count = list_pieces(share, TARGET, share->rank, chunk, pieces);
+    char *total = count == 1 ? pieces[0].iov_base : share->buffers[0];
+    int error = add_chunk(share, chunk, total, (npy_intp)(length / share->itemsize));
+    if (error == 0 && count > 1)
+        copy_pieces(pieces, count, total, 0);
+    Stretch here = {total, length};
+    for (npy_intp k = 1; share->for_all && k < share->ranks && !error; k++) {
+        npy_intp rank = (share->rank + k) % share->ranks; /* not all of them to rank 0 at once */
+        count = list_pieces(share, TARGET, rank, chunk, pieces);
+        share->failed_rank = (int)rank;
+        if (count > 0)
+            error = move_all(process_vm_writev, (pid_t)share->pids[rank], here, pieces, count);
+    }
+    return error;
+}
+
+/* sum_share(pids, rank, places, pieces, chunks, for all, buffers, divisor) -> (errno or 0, rank);
+ * see `Share` */
+static PyObject *sum_share(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    static const int dimensions[] = {1, 0, 3, 2, 2, 0, 0, 0};
+    if (given != 8 || !is_plain(args[6], LAYOUT | NPY_ARRAY_WRITEABLE))
+        return PyErr_Format(PyExc_TypeError, "eight arguments, with three buffers");
+    for (int i = 0; i < 8; i++)
+        if (dimensions[i] > 0 && !is_of_words(args[i], dimensions[i]))
+            return PyErr_Format(PyExc_TypeError, "argument %d: int64 expected", i);
+    PyArrayObject *pids = (PyArrayObject *)args[0], *places = (PyArrayObject *)args[2];
+    PyArrayObject *pieces = (PyArrayObject *)args[3], *chunks = (PyArrayObject *)args[4];
+    PyArrayObject *buffers = (PyArrayObject *)args[6];
+    int type = PyArray_TYPE(buffers);
+    if ((type != NPY_FLOAT && type != NPY_DOUBLE) || PyArray_NDIM(buffers) != 2 ||
+        PyArray_DIM(buffers, 0) != BUFFERS || PyArray_DIM(places, 1) != 2 ||
+        PyArray_DIM(places, 0) != PyArray_DIM(pids, 0) || PyArray_DIM(pieces, 1) != 4 ||
+        PyArray_DIM(chunks, 1) != 2)
+        return PyErr_Format(PyExc_ValueError, "arrays of other shapes or dtypes expected");
+    Share share = {
+        .pids = PyArray_DATA(pids),
+        .places = PyArray_DATA(places),
+        .pieces = PyArray_DATA(pieces),
+        .chunks = PyArray_DATA(chunks),
+        .ranks = PyArray_DIM(pids, 0),
+        .arrays = PyArray_DIM(places, 2),
+        .count = PyArray_DIM(chunks, 0),
+        .rank = PyLong_AsSsize_t(args[1]),
+        .for_all = PyObject_IsTrue(args[5]),
+        .itemsize = (size_t)PyArray_ITEMSIZE(buffers),
+        .room = (size_t)PyArray_STRIDE(buffers, 0),
+        .by = PyFloat_AsDouble(args[7]),
+    };
+    for (int i = 0; i < BUFFERS; i++)
+        share.buffers[i] = PyArray_GETPTR2(buffers, i, 0);
+    if (PyErr_Occurred())
+        return NULL;
+    int error = 0;
+    Py_BEGIN_ALLOW_THREADS
+    for (npy_intp chunk = 0; chunk < share.count && !error; chunk++)
+        error = sum_chunk(&share, chunk);
+    Py_END_ALLOW_THREADS
+    return Py_BuildValue("ii", error, share.failed_rank);
+}
+#else
+static PyObject *reach(PyObject *self, PyObject *const *args, Py_ssize_t given) { Py_RETURN_FALSE; }
+
+static PyObject *sum_share(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    Py_RETURN_FALSE;
+}
+#endif
+
 /* --- the module ------------------------------------------------------------------------------ */
 
 #define METHOD(NAME) {#NAME, (PyCFunction)(void (*)(void))NAME, METH_FASTCALL, NULL}
@@ -476,8 +689,8 @@ static PyObject *largest(PyObject *self, PyObject *const *args, Py_ssize_t given
 #define METHOD_OF_ONE(NAME) {#NAME, NAME, METH_O, NULL}
 
 static PyMethodDef methods[] = {
-    METHOD(alike),   METHOD(gather),      METHOD(scatter),         METHOD(add),
-    METHOD(largest), METHOD(on_unused),   METHOD_OF_ONE(kind),     METHOD_OF_ONE(as_bytes),
+    METHOD(alike),   METHOD(gather),    METHOD(scatter), METHOD(add),         METHOD(largest),
+    METHOD(reach),   METHOD(sum_share), METHOD(on_unused), METHOD_OF_ONE(kind), METHOD_OF_ONE(as_bytes),
     {NULL},
 };
 

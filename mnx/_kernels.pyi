@@ -18,3 +18,15 @@ def on_unused(
     blocks: list[Array], offset: int, dtype: np.dtype[Any], shape: Sequence[int], /
 ) -> Array | Literal[False] | None: ...
 def largest(rows: Array, rank: int, turn: int, words: Array, looks: int, /) -> bool: ...
+def reach(pid: int, address: int, array: Array, writes: bool, /) -> int: ...
+def sum_share(
+    pids: Array,
+    rank: int,
+    places: Array,
+    pieces: Array,
+    chunks: Array,
+    for_all: bool,
+    buffers: Array,
+    divisor: float,
+    /,
+) -> tuple[int, int] | Literal[False]: ...

@@ -24,7 +24,9 @@ __all__ = [
     'kind',
     'largest',
     'on_unused',
+    'reach',
     'scatter',
+    'sum_share',
 ]
 
 
@@ -32,7 +34,8 @@ def _not_done(*_: object) -> bool:
     return False
 
 
-alike = gather = scatter = add = kind = as_bytes = on_unused = largest = _not_done
+alike = gather = scatter = add = kind = as_bytes = on_unused = _not_done
+largest = reach = sum_share = _not_done
 built = False
 ROOM = ROW = 0  # words of `largest`: that a rank can bring, and of its row
 
@@ -48,7 +51,9 @@ if os.environ.get('MNX_KERNELS', '1') != '0':
             kind,
             largest,
             on_unused,
+            reach,
             scatter,
+            sum_share,
         )
 
         built = True

@@ -219,7 +219,7 @@ def add_up(
 ) -> None:
     """Add up flat arrays from left to right, and divide: into `total`, and into `twin`, too.
 
-    `twin` may be one of the parts, or none.
+    `total` may be one of the first two parts; `twin` any of them, or none.
     """
     if kernels.add(parts, total, divisor, twin):
         return

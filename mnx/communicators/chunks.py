@@ -28,6 +28,11 @@ class Piece:
     start: int
     stop: int
 
+    @property
+    def length(self) -> int:
+        """The number of elements."""
+        return self.stop - self.start
+
     def of(self, arrays: Sequence[Array]) -> Array:
         """Return a view of the elements; the array must be contiguous."""
         return arrays[self.member].reshape(-1)[self.start : self.stop]
@@ -63,6 +68,12 @@ class Stretch:
     def cut(self) -> list[int]:
         """Return which arrays are cut."""
         return [piece.member for piece in (self.head, self.tail) if piece is not None]
+
+    def pieces(self, shapes: Sequence[Shape]) -> list[Piece]:
+        """Return the elements of each array, of arrays of these shapes."""
+        whole = range(*self.whole.indices(len(shapes)))
+        found = [self.head, *(Piece(i, 0, math.prod(shapes[i])) for i in whole), self.tail]
+        return [piece for piece in found if piece is not None and piece.length > 0]
 
     def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         """Return the shapes of those views, for arrays of these shapes."""

@@ -25,10 +25,14 @@ from mnx.transports.base import Pending
 
 @dataclass(frozen=True)
 class Scaling:
-    """A mean over ranks: each rank's part times its `factor`, the sum divided by `divisor`."""
+    """A mean over ranks: each rank's part times its `factor`, the sum divided by `divisor`.
+
+    `weighted`: some rank's factor is not 1.
+    """
 
     factor: float
     divisor: float
+    weighted: bool = False
 
     def before(self, part: Array) -> None:
         """Scale what this rank contributes, in place."""
@@ -225,7 +229,7 @@ class ModelMessages(Endpoint):
                 'Some rank must have samples in every update.'
             )
         largest = float(weights.max())  # factors up to 1, or large gradients could overflow
-        return Scaling(weight / largest, total / largest)
+        return Scaling(weight / largest, total / largest, weighted=True)
 
 
 def _bring_layout(meeting: Meeting, layout: Layout) -> None:

@@ -35,6 +35,7 @@ class Layout:
     ----------
     names : list of str
     kinds : list of (shape, dtype)
+    dtypes : set of numpy.dtype
     types : set of type
         NumPy's arrays, CuPy's, or both.
     place : str
@@ -51,7 +52,7 @@ class Layout:
         self.names = list(names)
         self.kinds = [(x.shape, x.dtype) for x in arrays]
         self._shapes, self._dtypes = list(map(_shape, arrays)), list(map(_dtype, arrays))
-        self.types = set(map(type, arrays))
+        self.dtypes, self.types = set(self._dtypes), set(map(type, arrays))
         self.place = place_of(*arrays)
         described = [(n, s, d.str) for n, (s, d) in zip(self.names, self.kinds, strict=True)]
         self.digest = zlib.crc32(f'{self.place}{described}'.encode())

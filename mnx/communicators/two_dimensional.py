@@ -23,34 +23,40 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from mnx.arrays import Array, empty_at, on_gpu
-from mnx.communicators import narrow
+from mnx.communicators import narrow, straight_sums
 from mnx.communicators.base import Communicator
 from mnx.communicators.choice import one_gpu_each
 from mnx.communicators.chunks import share
 from mnx.communicators.model_messages import Scaling
-from mnx.communicators.node_window import NodeWindow, Plan
+from mnx.communicators.node_window import NodeWindow
 from mnx.communicators.parameters import Layout
+from mnx.communicators.straight_sums import StraightSums
 from mnx.lazily import made_together
 from mnx.packing import Bucket
 from mnx.transports import devices, pickles
 from mnx.transports.base import Transport
 from mnx.transports.nccl import NcclTransport
+from mnx.transports.peer_memory import peer_memory_of
 
 WINDOW_FROM = 32 * 1024
+STRAIGHT_FROM = 32 * 1024  # on average of several arrays: each is found in other processes anew
 ARRAY_FROM = 512 * 1024  # of a single array, which needs no packing
 ROWS_FROM = 2 * 1024 * 1024  # of all rows of a reduce-scatter
+STRAIGHT_CHUNK = 512 * 1024  # what is fetched, and its sum, stay in the cache of a core
 SHARE_IN_NODE = 256 * 1024  # of each chunk; more would not stay in the cache of a core
 CHUNK_IN_NODE = 1024 * 1024  # at most: each rank holds three of them
 CHUNK_ACROSS_NODES = 4 * 1024 * 1024
 
+
+T = TypeVar('T')
 
 _AS_IT_IS = Scaling(1.0, 1.0)
 
@@ -108,14 +114,30 @@ class TwoDimensionalCommunicator(Communicator):
     def mean_arrays(self, arrays: list[Array], layout: Layout, scaling: Scaling) -> None:
         """Replace arrays by their mean over all ranks, in place. Collective."""
         on_cpu = layout.place == 'cpu'  # as on all ranks, which have compared it
-        by_mpi = layout.nbytes < WINDOW_FROM or self.size == 1 or not on_cpu
-        window = None if by_mpi else self._window
-        if window is None:
+        if layout.nbytes < WINDOW_FROM or self.size == 1 or not on_cpu:
             super().mean_arrays(arrays, layout, scaling)
             return
-        steps = self._steps(scaling, self.narrow_wire())
-        for bucket, plan in self._window_plans(layout, window):
-            window.sum(plan, bucket.of(arrays), steps)
+        dtype = self._config.allreduce_grad_dtype  # `set_config` may have changed it
+        straight = None if scaling.weighted else self._straight_for(layout, dtype)
+        if straight is not None:
+            for bucket, own in self._known_plans(layout, dtype, straight.plan):
+                straight.sum(own, bucket.of(arrays), scaling.divisor)
+        elif self._window is not None:
+            steps = self._steps(scaling, self.narrow_wire())
+            for bucket, plan in self._known_plans(layout, dtype, self._window.plan):
+                self._window.sum(plan, bucket.of(arrays), steps)
+        else:
+            super().mean_arrays(arrays, layout, scaling)
+
+    def _straight_for(self, layout: Layout, dtype: np.dtype[Any] | None) -> StraightSums | None:
+        """Return what sums straight between processes, if it can sum these gradients. Collective.
+
+        They are long, and summed in their own dtype.
+        """
+        is_long = layout.nbytes >= STRAIGHT_FROM * len(layout.names)
+        own = layout.dtypes
+        is_plain = own <= straight_sums.DTYPES and (dtype is None or own == {dtype})
+        return self._straight if is_long and is_plain else None
 
     def _steps(self, scaling: Scaling, wire: np.dtype[Any] | None = None) -> AcrossNodes:
         inter = self.groups.inter if self.inter_size > 1 else None
@@ -125,6 +147,10 @@ class TwoDimensionalCommunicator(Communicator):
         self, sent: Array, into: Array | None, op: str, root: int | None = None
     ) -> None:
         """Put the reduction `into` an array of the root, or of every rank. Collective."""
+        straight = self._straight_for_array(sent, op, ARRAY_FROM)
+        if straight is not None:
+            straight.sum_flat(sent, into)
+            return
         one_way = root is not None and self.inter_size > 1  # nothing has to come back
         window = None if one_way else self._window_for(sent, op, ARRAY_FROM)
         if window is None:
@@ -134,12 +160,23 @@ class TwoDimensionalCommunicator(Communicator):
 
     def reduce_rows(self, sent: Array, into: Array, counts: Sequence[int], op: str) -> None:
         """Reduce a row of `counts` elements for each rank; put this rank's there. Collective."""
-        in_window = self.inter_size == 1 and self.owners() == self.size and len(set(counts)) == 1
+        are_equal = len(set(counts)) == 1
+        straight = self._straight_for_array(sent, op, ROWS_FROM) if are_equal else None
+        if straight is not None:
+            straight.sum_rows(sent, into)
+            return
+        in_window = self.inter_size == 1 and self.owners() == self.size and are_equal
         window = self._window_for(sent, op, ROWS_FROM) if in_window else None
         if window is None:
             super().reduce_rows(sent, into, counts, op)
         else:
             window.sum_rows(sent, into, self._steps(_AS_IT_IS))
+
+    def _straight_for_array(self, sent: Array, op: str, from_bytes: int) -> StraightSums | None:
+        """Return the same for a flat array. Collective."""
+        if op != 'sum' or sent.nbytes < from_bytes or on_gpu(sent):
+            return None
+        return self._straight if sent.dtype in straight_sums.DTYPES else None
 
     def _window_for(self, sent: Array, op: str, from_bytes: int) -> NodeWindow | None:
         """Return the window, if a flat array is summed faster there. Collective."""
@@ -181,6 +218,13 @@ class TwoDimensionalCommunicator(Communicator):
         return min(len(ranks) for ranks in self.topology.nodes)
 
     @made_together
+    def _straight(self) -> StraightSums | None:
+        """Sums by the ranks' reading of each other's memory; none if any cannot. Collective."""
+        together = self.inter_size == 1 < self.size
+        peers = peer_memory_of(self._control) if together else None
+        return None if peers is None else StraightSums(self._control, peers, STRAIGHT_CHUNK)
+
+    @made_together
     def _window(self) -> NodeWindow | None:
         """The window of this node; none if any node has no memory to share. Collective."""
         in_node = min(CHUNK_IN_NODE, SHARE_IN_NODE * self.owners())
@@ -205,15 +249,20 @@ class TwoDimensionalCommunicator(Communicator):
             )
 
     @functools.cached_property
-    def _plans(self) -> WeakKeyDictionary[Layout, dict[Any, list[tuple[Bucket, Plan]]]]:
+    def _plans(self) -> WeakKeyDictionary[Layout, dict[Any, list[tuple[Bucket, Any]]]]:
         return WeakKeyDictionary()
 
-    def _window_plans(self, layout: Layout, window: NodeWindow) -> list[tuple[Bucket, Plan]]:
+    def _known_plans(
+        self,
+        layout: Layout,
+        dtype: np.dtype[Any] | None,
+        make: Callable[[Sequence[tuple[int, ...]], np.dtype[Any]], T],
+    ) -> list[tuple[Bucket, T]]:
         """Return, for each dtype that is summed, its arrays and how they are cut."""
-        dtype = self._config.allreduce_grad_dtype  # `set_config` may have changed it
         known = self._plans.setdefault(layout, {})
-        if dtype not in known:
+        key = make, dtype
+        if key not in known:
             # without packing by size, the buckets of a sum are one for each dtype
             buckets = layout.sum_plan(dtype, float('inf'))
-            known[dtype] = [(b, window.plan(b.shapes, b.wire)) for b in buckets]
-        return known[dtype]
+            known[key] = [(b, make(b.shapes, b.wire)) for b in buckets]
+        return known[key]

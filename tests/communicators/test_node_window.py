@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 import chainer
 import numpy as np
 import pytest
 
-from mnx import testing
+from mnx import kernels, testing
 from mnx.communicators import Communicator, two_dimensional
 from mnx.communicators.node_window import NodeWindow
+from mnx.communicators.straight_sums import StraightSums
 
-pytestmark = pytest.mark.usefixtures('either_way')
+pytestmark = pytest.mark.usefixtures('way')
+
+WAYS = ['straight', 'window', 'numpy']
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch) -> str:
+    """Straight between processes, where all may; or through the window, summed by C or NumPy."""
+    monkeypatch.setattr(two_dimensional, 'STRAIGHT_FROM', 0)
+    if request.param != 'straight':
+        monkeypatch.setenv('MNX_PEER_MEMORY', '0')
+    if request.param == 'numpy':
+        request.getfixturevalue('without_kernels')
+    return request.param
+
+
+def may_reach_others() -> bool:
+    """Tell whether Linux lets processes of one user debug one another here."""
+    scope = Path('/proc/sys/kernel/yama/ptrace_scope')
+    return kernels.built and (not scope.exists() or scope.read_text().strip() == '0')
 
 
 def model_with(sizes: list[int], dtypes: list[str], rank: int) -> chainer.Link:
@@ -25,13 +48,14 @@ def model_with(sizes: list[int], dtypes: list[str], rank: int) -> chainer.Link:
 
 
 @pytest.mark.parametrize('chunk', [256, 4096])
-@pytest.mark.parametrize('dtypes', [['f4'], ['f8', 'f4', 'f2']], ids=str)
+@pytest.mark.parametrize('dtypes', [['f4'], ['f8', 'f4'], ['f8', 'f4', 'f2']], ids=str)
 @pytest.mark.parametrize('name', ['hierarchical', 'two_dimensional'])
 def test_many_chunks(
     comm: Communicator, monkeypatch, name: str, dtypes: list[str], chunk: int
 ) -> None:
     """Short chunks: many of them, arrays that go over several, chunks that hold several."""
     monkeypatch.setattr(two_dimensional, 'WINDOW_FROM', 0)
+    monkeypatch.setattr(two_dimensional, 'STRAIGHT_CHUNK', chunk)
     monkeypatch.setattr(two_dimensional, 'CHUNK_IN_NODE', chunk)
     monkeypatch.setattr(two_dimensional, 'CHUNK_ACROSS_NODES', chunk)
     sizes = [100, 3, 0, 17, 1500, 1, 64]
@@ -85,10 +109,11 @@ def test_same_bits_from_run_to_run(comm: Communicator) -> None:
 
 
 @pytest.fixture(params=[256, 4096])
-def window_for_all(request: pytest.FixtureRequest, monkeypatch) -> None:
-    """Arrays of any length go through the window, chunk by chunk."""
+def for_all(request: pytest.FixtureRequest, monkeypatch) -> None:
+    """Arrays of any length go that way, chunk by chunk."""
     monkeypatch.setattr(two_dimensional, 'ARRAY_FROM', 1)
     monkeypatch.setattr(two_dimensional, 'ROWS_FROM', 1)
+    monkeypatch.setattr(two_dimensional, 'STRAIGHT_CHUNK', request.param)
     monkeypatch.setattr(two_dimensional, 'CHUNK_IN_NODE', request.param)
     monkeypatch.setattr(two_dimensional, 'CHUNK_ACROSS_NODES', request.param)
 
@@ -99,15 +124,14 @@ def numbers(rank: int, size: int, dtype: str) -> np.ndarray:
     return (x * (1 - 2j) if dtype.startswith('c') else x).astype(dtype)
 
 
-@pytest.mark.parametrize('dtype', ['f4', 'f2', 'i4', 'c8', 'G'])
-@pytest.mark.usefixtures('window_for_all')
-def test_arrays_go_through_the_window(comm: Communicator, monkeypatch, dtype: str) -> None:
+@pytest.mark.parametrize('dtype', ['f4', 'f8', 'f2', 'i4', 'c8', 'G'])
+@pytest.mark.usefixtures('for_all')
+def test_arrays_go_that_way(comm: Communicator, monkeypatch, way: str, dtype: str) -> None:
     went: list[str] = []
-    for name in ('sum_flat', 'sum_rows'):
-        method = getattr(NodeWindow, name)
-        monkeypatch.setattr(
-            NodeWindow, name, lambda *a, m=method, n=name: (went.append(n), m(*a))[1]
-        )
+    for owner, name in itertools.product((NodeWindow, StraightSums), ('sum_flat', 'sum_rows')):
+        method = getattr(owner, name)
+        told = f'{owner.__name__}.{name}'
+        monkeypatch.setattr(owner, name, lambda *a, m=method, t=told: (went.append(t), m(*a))[1])
     for nodes in ([comm.size], [2], [3, 1]):
         with testing.create_on_nodes('two_dimensional', nodes) as made:
             for size in (0, 5, 64, 65, 600, 600):
@@ -126,10 +150,17 @@ def test_arrays_go_through_the_window(comm: Communicator, monkeypatch, dtype: st
                 np.testing.assert_array_equal(made.reduce_scatter(rows), whole[comm.rank])
                 np.testing.assert_array_equal(made.reduce_scatter(list(rows)), whole[comm.rank])
                 np.testing.assert_array_equal(x, numbers(comm.rank, size, dtype))
-    assert set(went) == ({'sum_flat', 'sum_rows'} if comm.size > 1 else set())
+    if comm.size > 1:
+        goes_straight = way == 'straight' and dtype in ('f2', 'f4', 'f8') and may_reach_others()
+        owners = {'NodeWindow'} if not goes_straight else {'StraightSums'}
+        several_nodes = {'NodeWindow'} if comm.size > 2 else set()  # `sum_flat` in each of them
+        assert {name.split('.')[0] for name in went} == owners | several_nodes
+        assert {name.split('.')[1] for name in went} == {'sum_flat', 'sum_rows'}
+    else:
+        assert not went
 
 
-@pytest.mark.usefixtures('window_for_all')
+@pytest.mark.usefixtures('for_all')
 def test_rows_of_unequal_length(comm: Communicator) -> None:
     with testing.create_on_nodes('two_dimensional', [comm.size]) as made:
         rows = [numbers(comm.rank, 100 + r, 'f4') for r in range(comm.size)]
@@ -137,7 +168,7 @@ def test_rows_of_unequal_length(comm: Communicator) -> None:
         np.testing.assert_array_equal(made.reduce_scatter(rows), total)
 
 
-@pytest.mark.usefixtures('window_for_all')
+@pytest.mark.usefixtures('for_all')
 def test_arrays_have_the_same_bits_on_all_ranks(comm: Communicator) -> None:
     x = np.random.default_rng(comm.rank).standard_normal(5000).astype('f4')
     with testing.create_on_nodes('two_dimensional', [comm.size]) as made:
@@ -149,7 +180,7 @@ def test_arrays_have_the_same_bits_on_all_ranks(comm: Communicator) -> None:
         np.testing.assert_allclose(np.frombuffer(found, 'f4'), exact, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.usefixtures('window_for_all')
+@pytest.mark.usefixtures('for_all')
 def test_an_array_that_may_not_be_written(comm: Communicator) -> None:
     x = numbers(comm.rank, 500, 'f4')
     x.flags.writeable = False
@@ -159,7 +190,7 @@ def test_an_array_that_may_not_be_written(comm: Communicator) -> None:
 
 
 @pytest.mark.limit(60)
-@pytest.mark.usefixtures('window_for_all')
+@pytest.mark.usefixtures('for_all')
 @pytest.mark.parametrize('dtype', ['f4', 'f8', 'g', 'c16'])
 def test_an_overflow_is_no_error_of_one_rank(comm: Communicator, dtype: str) -> None:
     """MPI adds without a word; NumPy may be told to raise, where one rank adds its share."""
@@ -176,7 +207,7 @@ def test_an_overflow_is_no_error_of_one_rank(comm: Communicator, dtype: str) -> 
     assert np.isinf(total[3]) == np.isinf(model.p.grad[0]) == (comm.size > 1)
 
 
-@pytest.mark.usefixtures('window_for_all')
+@pytest.mark.usefixtures('for_all')
 def test_a_matrix_is_an_array(comm: Communicator) -> None:
     every = np.arange(400.0 * comm.size).reshape(comm.size, -1)
     with testing.create_on_nodes('two_dimensional', [comm.size]) as made:

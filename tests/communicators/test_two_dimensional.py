@@ -30,6 +30,7 @@ def test_a_rank_without_shared_memory(
         return window
 
     monkeypatch.setattr(MpiTransport, 'allocate_shared', fails_at_the_end)
+    monkeypatch.setenv('MNX_PEER_MEMORY', '0')
     with create_on_nodes(name, nodes) as starved, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
         for _ in range(2):

@@ -1,0 +1,203 @@
+"""A sum over the ranks of a node, straight from their arrays and straight back into them.
+
+Every rank sums a share of all numbers. It reads what the others have there and writes the sum
+back there, by `PeerMemory`::
+
+    rank 0   [ share 0 | share 1 ]      rank 0 reads share 0 of rank 1, adds it to its own, and
+    rank 1   [ share 0 | share 1 ]      writes the sum into both; rank 1 does so with share 1
+
+Nobody else reads or writes a share, so the ranks meet twice only: when all arrays are there and
+when all sums are. Between, no rank waits for another. Chunk by chunk, so that what comes from
+afar is added, and the sum sent, while the core has it in its cache.
+
+Every element is summed by one rank only, in rank order, so all ranks get the same bits every
+time, and the same as through a window of shared memory (`node_window`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mnx.arrays import Array
+from mnx.communicators.chunks import Line, share
+from mnx.errors import TransportError
+from mnx.transports.base import Transport
+from mnx.transports.peer_memory import MOST_PIECES, PeerMemory, address_of
+
+BUFFERS = 3
+KEPT = 100  # plans of single arrays
+DTYPES = {np.dtype(np.float32), np.dtype(np.float64)}
+
+Piece = tuple[
+    int, int, int, int
+]  # number of an array, offsets in it and in that of the sum, length
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which share of which arrays a rank sums, and where the sum is put.
+
+    Attributes
+    ----------
+    pieces, chunks : array
+        As `PeerMemory.sum_share` takes them.
+    for_all : bool
+        Whether the sum is put into the arrays of all ranks that want it, or of this one only.
+    """
+
+    pieces: Array
+    chunks: Array
+    for_all: bool
+
+
+def plan(
+    shapes: Sequence[tuple[int, ...]], itemsize: int, rank: int, size: int, chunk_bytes: int
+) -> Plan:
+    """Return a rank's share of arrays of these shapes, which all ranks get summed."""
+    line = Line(shapes)
+    own = share(line.length, rank, size)
+    pieces = [
+        (piece.member, piece.start * itemsize, piece.start * itemsize, piece.length * itemsize)
+        for piece in line.stretch(own.start, own.stop).pieces(shapes)
+    ]
+    return _in_chunks(pieces, chunk_bytes, for_all=True)
+
+
+def plan_of_rows(length: int, itemsize: int, rank: int, chunk_bytes: int) -> Plan:
+    """Return a rank's row of an array of as many rows, of which it alone gets the sum."""
+    nbytes = length * itemsize
+    return _in_chunks([(0, rank * nbytes, 0, nbytes)], chunk_bytes, for_all=False)
+
+
+def _in_chunks(pieces: Sequence[Piece], chunk_bytes: int, *, for_all: bool) -> Plan:
+    chunks: list[list[Piece]] = []
+    room = 0
+    for piece in _cut(pieces, chunk_bytes):
+        if piece[-1] > room or len(chunks[-1]) == MOST_PIECES:
+            chunks.append([])
+            room = chunk_bytes
+        chunks[-1].append(piece)
+        room -= piece[-1]
+    lengths = np.array([len(chunk) for chunk in chunks], np.int64)
+    ranges = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
+    cut = [piece for chunk in chunks for piece in chunk]
+    return Plan(np.array(cut, np.int64).reshape(-1, 4), ranges, for_all)
+
+
+def _cut(pieces: Sequence[Piece], chunk_bytes: int) -> Iterable[Piece]:
+    for number, source, target, nbytes in pieces:
+        for start in range(0, nbytes, chunk_bytes):
+            yield number, source + start, target + start, min(chunk_bytes, nbytes - start)
+
+
+class StraightSums:
+    """Sums lists of arrays over the ranks of one node.
+
+    Parameters
+    ----------
+    ranks : Transport
+    peers : PeerMemory
+        Of these ranks.
+    chunk_bytes : int
+        How much is added at a time, a multiple of 8.
+    """
+
+    def __init__(self, ranks: Transport, peers: PeerMemory, chunk_bytes: int) -> None:
+        self._ranks, self._peers, self._chunk_bytes = ranks, peers, chunk_bytes
+        self._buffers = np.empty(BUFFERS * chunk_bytes, np.uint8)
+        self._kept: dict[Any, Plan] = {}
+        self._in_use: list[Any] = []
+
+    def plan(self, shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any]) -> Plan:
+        """Return this rank's share of arrays of these shapes."""
+        return plan(shapes, dtype.itemsize, self._ranks.rank, self._ranks.size, self._chunk_bytes)
+
+    def sum_flat(self, sent: Array, into: Array | None) -> None:
+        """Put the sum of flat arrays `into` another, on the ranks that want it. Collective."""
+        key = 'flat', sent.size, sent.dtype
+        plan = self._kept.get(key) or self._keep(key, self.plan([sent.shape], sent.dtype))
+        self.sum(plan, [sent], into=[] if into is None else [into])
+
+    def sum_rows(self, sent: Array, into: Array) -> None:
+        """Put the sum of the ranks' r-th rows `into` an array of rank r. Collective."""
+        key = 'rows', into.size, sent.dtype
+        own = into.size, sent.itemsize, self._ranks.rank, self._chunk_bytes
+        plan = self._kept.get(key) or self._keep(key, plan_of_rows(*own))
+        self.sum(plan, [sent], into=[into])
+
+    def _keep(self, key: object, plan: Plan) -> Plan:
+        if len(self._kept) >= KEPT:
+            self._kept.clear()
+        self._kept[key] = plan
+        return plan
+
+    def sum(
+        self,
+        plan: Plan,
+        arrays: Sequence[Array],
+        divisor: float = 1.0,
+        into: Sequence[Array] | None = None,
+    ) -> None:
+        """Replace arrays by the sum over the ranks, divided, in place. Collective.
+
+        Or put it `into` others; an empty list: this rank wants none. All are of one of `DTYPES`.
+
+        Raises
+        ------
+        TransportError
+            A rank cannot reach another's memory (on all ranks); all arrays are then undefined.
+        """
+        sources = list(map(_plain, arrays))
+        targets = sources if into is None else list(map(_plain, into))
+        # however this call ends, others may still write there: then they are kept for ever
+        self._in_use.append((sources, targets))
+        self._meet_after(self._sum, plan, sources, targets, divisor)
+        self._in_use.pop()
+        for given, used in zip(arrays if into is None else into, targets, strict=True):
+            if given is not used:
+                given[...] = used
+
+    def _meet_after(self, work: Callable[..., None], *args: Any) -> None:
+        """Do this rank's work, and return when all have done theirs; raise if any has failed."""
+        failed = np.zeros(1, np.int64)
+        problem = None
+        try:
+            work(*args)
+        except TransportError as error:
+            failed[0], problem = 1 + self._ranks.rank, error
+        self._ranks.find_largest(failed)
+        if problem is not None:
+            raise problem
+        if failed[0]:
+            raise TransportError(
+                f'rank {failed[0] - 1} could not reach the memory of another rank; see its error.'
+            )
+
+    def _sum(self, plan: Plan, sources: list[Array], targets: list[Array], divisor: float) -> None:
+        buffers = self._buffers.view(sources[0].dtype).reshape(BUFFERS, -1)
+        places = self._places(sources, targets)
+        self._peers.sum_share(
+            places, plan.pieces, plan.chunks, buffers, divisor, for_all=plan.for_all
+        )
+
+    def _places(self, arrays: Sequence[Array], targets: Sequence[Array]) -> Array:
+        """Tell the others where this rank's arrays are, and learn it of theirs."""
+        own = np.zeros((2, len(arrays)), np.int64)
+        own[0] = [address_of(array) for array in arrays]
+        if targets is arrays:
+            own[1] = own[0]
+        elif targets:
+            own[1] = [address_of(array) for array in targets]
+        places = np.empty((self._ranks.size, *own.shape), np.int64)
+        self._ranks.all_gather(own.reshape(-1), places.reshape(-1), [own.size] * self._ranks.size)
+        return places
+
+
+def _plain(array: Array) -> Array:
+    """Return the array, or a copy whose elements lie one behind the other where C expects them."""
+    flags = array.flags
+    return array if flags.c_contiguous and flags.aligned else array.copy(order='C')
