@@ -8,6 +8,7 @@
  *     as_bytes  its bytes as a flat array
  *     on_unused an array on memory that nobody else refers to
  *     largest   the largest of what the ranks of a node have written into memory that they share
+ *     addresses where arrays begin
  *     reach     bytes of another process, read or written
  *     sum_share sums of arrays that are in other processes, written back there
  *
@@ -58,6 +59,13 @@ static int has_dtype(PyObject *x, PyObject *other)
 static char *bytes_of(PyObject *x) { return PyArray_BYTES((PyArrayObject *)x); }
 
 static npy_intp size_of(PyObject *x) { return PyArray_SIZE((PyArrayObject *)x); }
+
+static int is_of_words(PyObject *x, int dimensions)
+{
+    return is_plain(x, LAYOUT | NPY_ARRAY_WRITEABLE) &&
+           PyArray_NDIM((PyArrayObject *)x) == dimensions &&
+           PyArray_TYPE((PyArrayObject *)x) == NPY_INT64;
+}
 
 /* --- 16 bits ------------------------------------------------------------------------------- */
 
@@ -371,6 +379,21 @@ static PyObject *as_bytes(PyObject *self, PyObject *x)
     return view;
 }
 
+/* addresses(arrays, found): where plain arrays begin */
+static PyObject *addresses(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    if (given != 2 || !PyList_CheckExact(args[0]) || !is_of_words(args[1], 1) ||
+        size_of(args[1]) != PyList_GET_SIZE(args[0]))
+        Py_RETURN_FALSE;
+    int64_t *found = (int64_t *)bytes_of(args[1]);
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[0]); i++) {
+        if (!is_plain(PyList_GET_ITEM(args[0], i), LAYOUT))
+            Py_RETURN_FALSE;
+        found[i] = (int64_t)(uintptr_t)bytes_of(PyList_GET_ITEM(args[0], i));
+    }
+    Py_RETURN_TRUE;
+}
+
 /* on_unused(blocks, offset, dtype, shape) -> an array on the first block that only the list refers
  * to; None if there is none */
 static PyObject *on_unused(PyObject *self, PyObject *const *args, Py_ssize_t given)
@@ -458,13 +481,6 @@ static int meet(int64_t *rows, npy_intp ranks, npy_intp rank, int64_t turn, int6
     return 0;
 }
 #endif
-
-static int is_of_words(PyObject *x, int dimensions)
-{
-    return is_plain(x, LAYOUT | NPY_ARRAY_WRITEABLE) &&
-           PyArray_NDIM((PyArrayObject *)x) == dimensions &&
-           PyArray_TYPE((PyArrayObject *)x) == NPY_INT64;
-}
 
 /* largest(rows, rank, turn, words, looks): False if a rank has not come, and then the same once more */
 static PyObject *largest(PyObject *self, PyObject *const *args, Py_ssize_t given)
@@ -646,7 +662,7 @@ static PyObject *sum_share(PyObject *self, PyObject *const *args, Py_ssize_t giv
     if ((type != NPY_FLOAT && type != NPY_DOUBLE) || PyArray_NDIM(buffers) != 2 ||
         PyArray_DIM(buffers, 0) != BUFFERS || PyArray_DIM(places, 1) != 2 ||
         PyArray_DIM(places, 0) != PyArray_DIM(pids, 0) || PyArray_DIM(pieces, 1) != 4 ||
-        PyArray_DIM(chunks, 1) != 2)
+        PyArray_DIM(chunks, 1) != 2 || PyArray_DIM(pids, 0) < 2)
         return PyErr_Format(PyExc_ValueError, "arrays of other shapes or dtypes expected");
     Share share = {
         .pids = PyArray_DATA(pids),
@@ -690,7 +706,7 @@ static PyObject *sum_share(PyObject *self, PyObject *const *args, Py_ssize_t giv
 
 static PyMethodDef methods[] = {
     METHOD(alike),   METHOD(gather),    METHOD(scatter), METHOD(add),         METHOD(largest),
-    METHOD(reach),   METHOD(sum_share), METHOD(on_unused), METHOD_OF_ONE(kind), METHOD_OF_ONE(as_bytes),
+    METHOD(addresses), METHOD(reach),   METHOD(sum_share), METHOD(on_unused), METHOD_OF_ONE(kind), METHOD_OF_ONE(as_bytes),
     {NULL},
 };
 

@@ -17,6 +17,7 @@ __all__ = [
     'ROOM',
     'ROW',
     'add',
+    'addresses',
     'alike',
     'as_bytes',
     'built',
@@ -34,7 +35,7 @@ def _not_done(*_: object) -> bool:
     return False
 
 
-alike = gather = scatter = add = kind = as_bytes = on_unused = _not_done
+addresses = alike = gather = scatter = add = kind = as_bytes = on_unused = _not_done
 largest = reach = sum_share = _not_done
 built = False
 ROOM = ROW = 0  # words of `largest`: that a rank can bring, and of its row
@@ -45,6 +46,7 @@ if os.environ.get('MNX_KERNELS', '1') != '0':
             ROOM,
             ROW,
             add,
+            addresses,
             alike,
             as_bytes,
             gather,

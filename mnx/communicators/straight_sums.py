@@ -22,8 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from mnx import kernels
 from mnx.arrays import Array
 from mnx.communicators.chunks import Line, share
+from mnx.communicators.node_window import Steps
 from mnx.errors import TransportError
 from mnx.transports.base import Transport
 from mnx.transports.peer_memory import MOST_PIECES, PeerMemory, address_of
@@ -116,18 +118,18 @@ class StraightSums:
         """Return this rank's share of arrays of these shapes."""
         return plan(shapes, dtype.itemsize, self._ranks.rank, self._ranks.size, self._chunk_bytes)
 
-    def sum_flat(self, sent: Array, into: Array | None) -> None:
+    def sum_flat(self, sent: Array, into: Array | None, steps: Steps) -> None:
         """Put the sum of flat arrays `into` another, on the ranks that want it. Collective."""
         key = 'flat', sent.size, sent.dtype
         plan = self._kept.get(key) or self._keep(key, self.plan([sent.shape], sent.dtype))
-        self.sum(plan, [sent], into=[] if into is None else [into])
+        self.sum(plan, [sent], steps, [] if into is None else [into])
 
-    def sum_rows(self, sent: Array, into: Array) -> None:
+    def sum_rows(self, sent: Array, into: Array, steps: Steps) -> None:
         """Put the sum of the ranks' r-th rows `into` an array of rank r. Collective."""
         key = 'rows', into.size, sent.dtype
         own = into.size, sent.itemsize, self._ranks.rank, self._chunk_bytes
         plan = self._kept.get(key) or self._keep(key, plan_of_rows(*own))
-        self.sum(plan, [sent], into=[into])
+        self.sum(plan, [sent], steps, [into])
 
     def _keep(self, key: object, plan: Plan) -> Plan:
         if len(self._kept) >= KEPT:
@@ -139,23 +141,29 @@ class StraightSums:
         self,
         plan: Plan,
         arrays: Sequence[Array],
-        divisor: float = 1.0,
+        steps: Steps,
         into: Sequence[Array] | None = None,
     ) -> None:
-        """Replace arrays by the sum over the ranks, divided, in place. Collective.
+        """Replace arrays by the sum over the ranks, in place. Collective.
 
-        Or put it `into` others; an empty list: this rank wants none. All are of one of `DTYPES`.
+        Or put the sum `into` others; an empty list: this rank wants none. All are of one of
+        `DTYPES`, and of `steps` there is a divisor only.
 
         Raises
         ------
         TransportError
             A rank cannot reach another's memory (on all ranks); all arrays are then undefined.
         """
-        sources = list(map(_plain, arrays))
-        targets = sources if into is None else list(map(_plain, into))
+        own = np.zeros((2, len(arrays)), np.int64)
+        sources = _located(list(arrays), own[0])
+        targets = sources
+        if into is not None:
+            targets = _located(list(into), own[1, : len(into)])
+        else:
+            own[1] = own[0]
         # however this call ends, others may still write there: then they are kept for ever
         self._in_use.append((sources, targets))
-        self._meet_after(self._sum, plan, sources, targets, divisor)
+        self._meet_after(self._sum, plan, own, sources[0].dtype, steps.divisor() or 1.0)
         self._in_use.pop()
         for given, used in zip(arrays if into is None else into, targets, strict=True):
             if given is not used:
@@ -177,27 +185,25 @@ class StraightSums:
                 f'rank {failed[0] - 1} could not reach the memory of another rank; see its error.'
             )
 
-    def _sum(self, plan: Plan, sources: list[Array], targets: list[Array], divisor: float) -> None:
-        buffers = self._buffers.view(sources[0].dtype).reshape(BUFFERS, -1)
-        places = self._places(sources, targets)
+    def _sum(self, plan: Plan, own: Array, dtype: np.dtype[Any], divisor: float) -> None:
+        """Tell the others where this rank's arrays are, learn it of theirs, and sum a share."""
+        size = self._ranks.size
+        places = np.empty((size, *own.shape), np.int64)
+        self._ranks.all_gather(own.reshape(-1), places.reshape(-1), [own.size] * size)
+        buffers = self._buffers.view(dtype).reshape(BUFFERS, -1)
         self._peers.sum_share(
             places, plan.pieces, plan.chunks, buffers, divisor, for_all=plan.for_all
         )
 
-    def _places(self, arrays: Sequence[Array], targets: Sequence[Array]) -> Array:
-        """Tell the others where this rank's arrays are, and learn it of theirs."""
-        own = np.zeros((2, len(arrays)), np.int64)
-        own[0] = [address_of(array) for array in arrays]
-        if targets is arrays:
-            own[1] = own[0]
-        elif targets:
-            own[1] = [address_of(array) for array in targets]
-        places = np.empty((self._ranks.size, *own.shape), np.int64)
-        self._ranks.all_gather(own.reshape(-1), places.reshape(-1), [own.size] * self._ranks.size)
-        return places
+
+def _located(arrays: list[Array], found: Array) -> list[Array]:
+    """Find where arrays begin, or copies whose elements lie one behind the other as C expects."""
+    if kernels.addresses(arrays, found):
+        return arrays
+    plain = [x if _is_plain(x) else np.array(x, order='C', subok=False) for x in arrays]
+    found[:] = list(map(address_of, plain))
+    return plain
 
 
-def _plain(array: Array) -> Array:
-    """Return the array, or a copy whose elements lie one behind the other where C expects them."""
-    flags = array.flags
-    return array if flags.c_contiguous and flags.aligned else array.copy(order='C')
+def _is_plain(array: Array) -> bool:
+    return bool(array.flags.c_contiguous and array.flags.aligned)

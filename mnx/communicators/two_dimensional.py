@@ -23,9 +23,10 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from time import perf_counter_ns
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -39,6 +40,7 @@ from mnx.communicators.model_messages import Scaling
 from mnx.communicators.node_window import NodeWindow
 from mnx.communicators.parameters import Layout
 from mnx.communicators.straight_sums import StraightSums
+from mnx.communicators.trials import Trials
 from mnx.lazily import made_together
 from mnx.packing import Bucket
 from mnx.transports import devices, pickles
@@ -50,15 +52,15 @@ WINDOW_FROM = 32 * 1024
 STRAIGHT_FROM = 32 * 1024  # on average of several arrays: each is found in other processes anew
 ARRAY_FROM = 512 * 1024  # of a single array, which needs no packing
 ROWS_FROM = 2 * 1024 * 1024  # of all rows of a reduce-scatter
-STRAIGHT_CHUNK = 512 * 1024  # what is fetched, and its sum, stay in the cache of a core
+STRAIGHT_CHUNK = 768 * 1024  # what is fetched, and its sum, stay in the cache of a core
 SHARE_IN_NODE = 256 * 1024  # of each chunk; more would not stay in the cache of a core
 CHUNK_IN_NODE = 1024 * 1024  # at most: each rank holds three of them
 CHUNK_ACROSS_NODES = 4 * 1024 * 1024
 
-
-T = TypeVar('T')
-
 _AS_IT_IS = Scaling(1.0, 1.0)
+
+
+SumsInNode = StraightSums | NodeWindow
 
 
 @dataclass(frozen=True)
@@ -118,16 +120,30 @@ class TwoDimensionalCommunicator(Communicator):
             super().mean_arrays(arrays, layout, scaling)
             return
         dtype = self._config.allreduce_grad_dtype  # `set_config` may have changed it
-        straight = None if scaling.weighted else self._straight_for(layout, dtype)
-        if straight is not None:
-            for bucket, own in self._known_plans(layout, dtype, straight.plan):
-                straight.sum(own, bucket.of(arrays), scaling.divisor)
-        elif self._window is not None:
-            steps = self._steps(scaling, self.narrow_wire())
-            for bucket, plan in self._known_plans(layout, dtype, self._window.plan):
-                self._window.sum(plan, bucket.of(arrays), steps)
-        else:
+        ways = self._ways(layout, dtype, scaling)
+        if not ways:
             super().mean_arrays(arrays, layout, scaling)
+            return
+        trials = self._trials.setdefault(layout, Trials(len(ways))) if len(ways) > 1 else None
+        chosen, start = trials.choose() if trials else 0, perf_counter_ns()
+        steps, way = self._steps(scaling, self.narrow_wire()), ways[chosen]
+        for bucket, plan in self._known_plans(layout, dtype, way):
+            way.sum(plan, bucket.of(arrays), steps)
+        if trials:
+            words = np.array([start - perf_counter_ns()], np.int64)
+            self._control.find_largest(words)  # the shortest time: the others waited for that rank
+            trials.tell(chosen, -float(words[0]))
+
+    def _ways(
+        self, layout: Layout, dtype: np.dtype[Any] | None, scaling: Scaling
+    ) -> list[SumsInNode]:
+        """Return what can sum gradients in the node here, all to the same bits. Collective."""
+        straight = None if scaling.weighted else self._straight_for(layout, dtype)
+        return [way for way in (straight, self._window) if way is not None]
+
+    @functools.cached_property
+    def _trials(self) -> WeakKeyDictionary[Layout, Trials]:
+        return WeakKeyDictionary()
 
     def _straight_for(self, layout: Layout, dtype: np.dtype[Any] | None) -> StraightSums | None:
         """Return what sums straight between processes, if it can sum these gradients. Collective.
@@ -147,42 +163,29 @@ class TwoDimensionalCommunicator(Communicator):
         self, sent: Array, into: Array | None, op: str, root: int | None = None
     ) -> None:
         """Put the reduction `into` an array of the root, or of every rank. Collective."""
-        straight = self._straight_for_array(sent, op, ARRAY_FROM)
-        if straight is not None:
-            straight.sum_flat(sent, into)
-            return
         one_way = root is not None and self.inter_size > 1  # nothing has to come back
-        window = None if one_way else self._window_for(sent, op, ARRAY_FROM)
-        if window is None:
+        way = None if one_way else self._way_for(sent, op, ARRAY_FROM)
+        if way is None:
             super().reduce_flat(sent, into, op, root)
         else:
-            window.sum_flat(sent, into, self._steps(_AS_IT_IS))
+            way.sum_flat(sent, into, self._steps(_AS_IT_IS))
 
     def reduce_rows(self, sent: Array, into: Array, counts: Sequence[int], op: str) -> None:
         """Reduce a row of `counts` elements for each rank; put this rank's there. Collective."""
-        are_equal = len(set(counts)) == 1
-        straight = self._straight_for_array(sent, op, ROWS_FROM) if are_equal else None
-        if straight is not None:
-            straight.sum_rows(sent, into)
-            return
-        in_window = self.inter_size == 1 and self.owners() == self.size and are_equal
-        window = self._window_for(sent, op, ROWS_FROM) if in_window else None
-        if window is None:
+        in_node = self.inter_size == 1 and self.owners() == self.size and len(set(counts)) == 1
+        way = self._way_for(sent, op, ROWS_FROM) if in_node else None
+        if way is None:
             super().reduce_rows(sent, into, counts, op)
         else:
-            window.sum_rows(sent, into, self._steps(_AS_IT_IS))
+            way.sum_rows(sent, into, self._steps(_AS_IT_IS))
 
-    def _straight_for_array(self, sent: Array, op: str, from_bytes: int) -> StraightSums | None:
-        """Return the same for a flat array. Collective."""
-        if op != 'sum' or sent.nbytes < from_bytes or on_gpu(sent):
+    def _way_for(self, sent: Array, op: str, from_bytes: int) -> SumsInNode | None:
+        """Return what sums a flat array faster than MPI, if anything does. Collective."""
+        alone = max(map(len, self.topology.nodes)) == 1
+        if op != 'sum' or sent.nbytes < from_bytes or on_gpu(sent) or alone:
             return None
-        return self._straight if sent.dtype in straight_sums.DTYPES else None
-
-    def _window_for(self, sent: Array, op: str, from_bytes: int) -> NodeWindow | None:
-        """Return the window, if a flat array is summed faster there. Collective."""
-        if op != 'sum' or sent.nbytes < from_bytes or on_gpu(sent):
-            return None
-        return self._window if max(map(len, self.topology.nodes)) > 1 else None
+        straight = self._straight if sent.dtype in straight_sums.DTYPES else None
+        return self._window if straight is None else straight
 
     def sum_buffer(self, buffer: Array) -> None:
         """Replace a flat buffer by its sum over all ranks. Collective."""
@@ -253,16 +256,12 @@ class TwoDimensionalCommunicator(Communicator):
         return WeakKeyDictionary()
 
     def _known_plans(
-        self,
-        layout: Layout,
-        dtype: np.dtype[Any] | None,
-        make: Callable[[Sequence[tuple[int, ...]], np.dtype[Any]], T],
-    ) -> list[tuple[Bucket, T]]:
+        self, layout: Layout, dtype: np.dtype[Any] | None, way: SumsInNode
+    ) -> list[tuple[Bucket, Any]]:
         """Return, for each dtype that is summed, its arrays and how they are cut."""
         known = self._plans.setdefault(layout, {})
-        key = make, dtype
-        if key not in known:
+        if (way, dtype) not in known:
             # without packing by size, the buckets of a sum are one for each dtype
             buckets = layout.sum_plan(dtype, float('inf'))
-            known[key] = [(b, make(b.shapes, b.wire)) for b in buckets]
-        return known[key]
+            known[way, dtype] = [(b, way.plan(b.shapes, b.wire)) for b in buckets]
+        return known[way, dtype]

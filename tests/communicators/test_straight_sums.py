@@ -1,0 +1,242 @@
+"""Sums straight between the processes' arrays: what is special about that way.
+
+That it gives the same sums as others is tested with the window (test_node_window.py).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import chainer
+import numpy as np
+import pytest
+
+from mnx import testing
+from mnx.communicators import Communicator, two_dimensional
+from mnx.communicators.model_messages import Scaling
+from mnx.communicators.straight_sums import StraightSums, plan, plan_of_rows
+from mnx.errors import TransportError
+from mnx.transports.peer_memory import MOST_PIECES, peer_memory_of
+from tests.peers import may_reach_others
+
+AS_IT_IS = two_dimensional.AcrossNodes(Scaling(1.0, 1.0), None, None, 1)
+
+reaching = pytest.mark.skipif(not may_reach_others(), reason='Linux forbids it here')
+
+
+@pytest.fixture
+def sums(comm: Communicator) -> StraightSums:
+    """Sums in chunks of 64 bytes."""
+    peers = peer_memory_of(comm._control)
+    assert peers is not None
+    return StraightSums(comm._control, peers, 64)
+
+
+# --- plans ---------------------------------------------------------------------------------------
+
+
+def elements(found: object, itemsize: int) -> list[tuple[int, int, int]]:
+    """Return the number of the array and the two indices of every element of a plan, in order."""
+    return [
+        (number, (source + at) // itemsize, (target + at) // itemsize)
+        for first, count in found.chunks
+        for number, source, target, nbytes in found.pieces[first : first + count]
+        for at in range(0, nbytes, itemsize)
+    ]
+
+
+@pytest.mark.parametrize('size', [1, 2, 3, 5])
+def test_every_element_is_summed_by_one_rank(size: int) -> None:
+    shapes = [(3, 2), (0,), (1,), (), (40,), (2,)]
+    whole = [(i, k, k) for i, s in enumerate(shapes) for k in range(int(np.prod(s)))]
+    plans = [plan(shapes, 4, rank, size, 32) for rank in range(size)]
+    assert [e for p in plans for e in elements(p, 4)] == whole
+    for p in plans:
+        for first, count in p.chunks:
+            assert 0 < p.pieces[first : first + count, 3].sum() <= 32
+
+
+def test_a_row_is_put_at_the_beginning() -> None:
+    assert elements(plan_of_rows(20, 8, 2, 64), 8) == [(0, 40 + k, k) for k in range(20)]
+
+
+def test_a_chunk_has_no_more_pieces_than_the_kernel_takes() -> None:
+    found = plan([(1,)] * 3000, 4, 0, 1, 1 << 20)
+    assert found.chunks.tolist() == [[0, 1024], [1024, 1024], [2048, 952]]
+    assert MOST_PIECES == 1024
+
+
+# --- sums ----------------------------------------------------------------------------------------
+
+
+@reaching
+@pytest.mark.needs_ranks(2)
+@pytest.mark.parametrize('dtype', ['f4', 'f8'])
+def test_more_arrays_than_a_call_of_the_kernel_takes(comm: Communicator, dtype: str) -> None:
+    sums = StraightSums(comm._control, peer_memory_of(comm._control), 1 << 16)
+    lengths = [1 + i % 3 for i in range(4000)]
+    arrays = [np.full(n, i + comm.rank, dtype) for i, n in enumerate(lengths)]
+    sums.sum(sums.plan([x.shape for x in arrays], np.dtype(dtype)), arrays, AS_IT_IS)
+    for i, (x, n) in enumerate(zip(arrays, lengths, strict=True)):
+        np.testing.assert_array_equal(x, np.full(n, sum(i + r for r in range(comm.size))))
+
+
+@reaching
+@pytest.mark.needs_ranks(2)
+def test_arrays_of_other_layouts(comm: Communicator, sums: StraightSums) -> None:
+    """Each rank has another one: turned, every second element, not aligned, plain."""
+    expected = np.arange(60.0).reshape(6, 10)
+
+    def layout(of: int) -> np.ndarray:
+        if of == 1:
+            return np.empty((10, 6)).T
+        if of == 2:
+            return np.empty((6, 20))[:, ::2]
+        if of == 3:
+            return np.empty(8 * 60 + 1, 'u1')[1:].view('f8').reshape(6, 10)
+        return np.empty((6, 10))
+
+    x = layout(comm.rank % 4)
+    x[...] = expected + comm.rank
+    total = comm.size * expected + sum(range(comm.size))
+    into = layout((comm.rank + 1) % 4)
+    found = sums.plan([x.shape], x.dtype)
+    sums.sum(found, [x], AS_IT_IS, [into])
+    np.testing.assert_array_equal(into, total)
+    np.testing.assert_array_equal(x, expected + comm.rank)
+    sums.sum(found, [x], AS_IT_IS)
+    np.testing.assert_array_equal(x, total)
+
+
+@reaching
+@pytest.mark.needs_ranks(2)
+def test_only_some_ranks_want_the_sum(comm: Communicator, sums: StraightSums) -> None:
+    x = np.arange(100, dtype='f4') * (comm.rank + 1)
+    for root in range(comm.size):
+        into = np.full(100, -1, 'f4') if comm.rank == root else None
+        sums.sum_flat(x, into, AS_IT_IS)
+        if into is not None:
+            np.testing.assert_array_equal(into, np.arange(100) * sum(range(1, comm.size + 1)))
+    np.testing.assert_array_equal(x, np.arange(100, dtype='f4') * (comm.rank + 1))
+
+
+@reaching
+@pytest.mark.needs_ranks(2)
+def test_plans_are_forgotten(comm: Communicator, sums: StraightSums) -> None:
+    for n in range(1, 250):
+        x, into = np.ones(n), np.zeros(n)
+        sums.sum_flat(x, into, AS_IT_IS)
+        assert (into == comm.size).all()
+    assert len(sums._kept) <= 100
+
+
+# --- what goes wrong -----------------------------------------------------------------------------
+
+
+@reaching
+@pytest.mark.limit(60)
+@pytest.mark.needs_ranks(2)
+def test_a_rank_that_cannot_be_reached_is_an_error_of_all(
+    comm: Communicator, sums: StraightSums
+) -> None:
+    """The last rank takes another for a process that has ended."""
+    x = np.ones(1000)
+    found = sums.plan([x.shape], x.dtype)
+    sums.sum(found, [x], AS_IT_IS)
+    if comm.rank == comm.size - 1:
+        gone = subprocess.Popen([sys.executable, '-c', ''])
+        gone.wait()
+        sums._peers._pids[0] = gone.pid
+    with pytest.raises(TransportError) as raised:
+        sums.sum(found, [x], AS_IT_IS)
+    if comm.rank == comm.size - 1:
+        assert f'the memory of rank 0, process {gone.pid}' in str(raised.value)
+        assert 'No such process' in str(raised.value)
+        assert 'MNX_PEER_MEMORY=0' in str(raised.value)
+    else:
+        assert f'rank {comm.size - 1} could not reach' in str(raised.value)
+
+
+@reaching
+@pytest.mark.limit(60)
+@pytest.mark.needs_ranks(2)
+def test_what_others_may_still_write_to_is_kept(
+    comm: Communicator, sums: StraightSums, monkeypatch
+) -> None:
+    """A signal ends the wait of one rank before the others have written there."""
+    x = np.ones(1000)
+    ranks = sums._ranks
+    if comm.rank == 0:
+        monkeypatch.setattr(sums, '_ranks', Interrupted(ranks))
+        with pytest.raises(KeyboardInterrupt):
+            sums.sum(sums.plan([x.shape], x.dtype), [x], AS_IT_IS)
+        ranks.find_largest(np.zeros(1, np.int64))  # where the others wait
+    else:
+        sums.sum(sums.plan([x.shape], x.dtype), [x], AS_IT_IS)
+    assert len(sums._in_use) == (comm.rank == 0)
+    if comm.rank == 0:
+        assert sums._in_use[0][0][0] is x
+
+
+class Interrupted:
+    """A transport in which a signal comes when the ranks meet."""
+
+    def __init__(self, ranks: object) -> None:
+        self.rank, self.size, self.all_gather = ranks.rank, ranks.size, ranks.all_gather
+
+    def find_largest(self, words: np.ndarray) -> None:
+        raise KeyboardInterrupt
+
+
+# --- where it goes -------------------------------------------------------------------------------
+
+
+def gradients(comm: Communicator, dtype: str = 'f4') -> chainer.Link:
+    model = chainer.Link()
+    with model.init_scope():
+        model.p = chainer.Parameter(np.zeros(30_000, dtype))
+    model.p.grad = np.full(30_000, comm.rank, dtype)
+    return model
+
+
+@reaching
+@pytest.mark.needs_ranks(2)
+@pytest.mark.parametrize('case', ['plain', 'weighted', 'half', 'cast', 'short'])
+def test_which_gradients_go_straight(comm: Communicator, monkeypatch, case: str) -> None:
+    went: list[int] = []
+    method = StraightSums.sum
+    monkeypatch.setattr(StraightSums, 'sum', lambda *args: (went.append(1), method(*args))[1])
+    if case == 'short':
+        monkeypatch.setattr(two_dimensional, 'STRAIGHT_FROM', 120_001)
+    config = {'allreduce_grad_dtype': 'float64'} if case == 'cast' else {}
+    with testing.create_on_nodes('two_dimensional', [comm.size], **config) as made:
+        model = gradients(comm, 'f2' if case == 'half' else 'f4')
+        weight = 1.0 + comm.rank if case == 'weighted' else None
+        made.multi_node_mean_grad(model, weight=weight)
+        weights = np.arange(1.0, comm.size + 1) if weight else None
+        expected = np.average(np.arange(comm.size), weights=weights)
+        np.testing.assert_allclose(model.p.grad, expected, rtol=1e-3 if case == 'half' else 1e-6)
+    assert bool(went) == (case == 'plain')
+
+
+@pytest.mark.needs_ranks(2)
+def test_both_ways_take_turns(comm: Communicator, monkeypatch) -> None:
+    """And give the same bits."""
+    went: list[str] = []
+    for owner in (StraightSums, two_dimensional.NodeWindow):
+        method, name = owner.sum, owner.__name__
+        monkeypatch.setattr(
+            owner, 'sum', lambda *args, m=method, n=name: (went.append(n), m(*args))[1]
+        )
+    with testing.create_on_nodes('two_dimensional', [comm.size]) as made:
+        rng = np.random.default_rng(comm.rank)
+        given = rng.standard_normal(30_000).astype('f4')
+        bits, model = set(), gradients(comm)
+        for _ in range(20):
+            model.p.grad[...] = given
+            made.multi_node_mean_grad(model)
+            bits.add(model.p.grad.tobytes())
+    assert len(bits) == 1
+    assert went == comm.bcast_obj(went)
+    assert set(went) == ({'StraightSums', 'NodeWindow'} if may_reach_others() else {'NodeWindow'})
