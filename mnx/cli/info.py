@@ -11,6 +11,7 @@ from mnx import kernels
 from mnx.cli import speech, tables
 from mnx.communicators import Communicator, create_communicator
 from mnx.transports import devices, launch, mpi_features
+from mnx.transports.peer_memory import peer_memory_of
 
 PACKAGES = ('numpy', 'chainer', 'cupy', 'mpi4py', 'mnx')
 _WHEELS_OF_CUPY = ('cupy', 'cupy-cuda12x', 'cupy-cuda13x', 'cupy-cuda11x')
@@ -48,8 +49,15 @@ def collect() -> dict[str, Any]:
             'launcher': None if launched is None else launched.launcher,
             'ranks': comm.allgather_obj(_own_facts(comm)),
             'nodes': comm.inter_size,
+            'peer_memory': _reaches_others(comm),
             'auto': {'communicator': comm.name, 'reason': comm.reason.removeprefix("'auto': ")},
         }
+
+
+def _reaches_others(comm: Communicator) -> bool | None:
+    """Tell whether ranks of one node reach each other's memory; None if there is none to ask."""
+    in_one_node = comm.inter_size == 1 < comm.size
+    return peer_memory_of(comm._control) is not None if in_one_node else None
 
 
 def versions() -> dict[str, str | None]:
@@ -96,12 +104,20 @@ def rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _rows_of_mpi(facts['mpi'])
     yield 'launcher', facts['launcher'] or 'none: one process'
     yield 'ranks', f'{len(facts["ranks"])} on {facts["nodes"]} node{"s" * (facts["nodes"] > 1)}'
+    if facts['peer_memory'] is not None:
+        yield 'memory of others', _with_peers(reached=facts['peer_memory'])
     yield 'loops in C', _with_kernels([rank['kernels'] for rank in facts['ranks']])
     for rank in facts['ranks']:
         gpus = ', '.join(rank['gpus']) or 'no GPU'
         nccl = f'NCCL {rank["nccl"]}' if rank['nccl'] else f'no NCCL: {rank["problem_of_nccl"]}'
         yield f'rank {rank["rank"]}', f'{rank["host"]}, {rank["cores"]} cores, {gpus}, {nccl}'
     yield 'auto', f'{facts["auto"]["communicator"]} ({facts["auto"]["reason"]})'
+
+
+def _with_peers(*, reached: bool) -> str:
+    if reached:
+        return 'reached'
+    return 'not reached: sums go through what ranks share (MNX_PEER_MEMORY, ptrace_scope)'
 
 
 def _with_kernels(built: list[bool]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from mnx.cli import info
 from tests.cli.commands import alone, document_in, mnx, needs_extra, on_terminal
 from tests.launching import starts_jobs
+from tests.peers import may_reach_others
 
 FACTS: dict[str, Any] = {
     'versions': {'python': '3.12.1', 'cupy': None},
@@ -29,6 +30,7 @@ FACTS: dict[str, Any] = {
         }
     ],
     'nodes': 1,
+    'peer_memory': True,
     'auto': {'communicator': 'nccl', 'reason': 'because'},
 }
 
@@ -49,6 +51,13 @@ def test_rows_tell_who_has_no_loops_in_c():
         assert dict(info.rows({**FACTS, 'ranks': ranks}))['loops in C'].startswith(expected)
 
 
+def test_rows_tell_whether_ranks_reach_each_other():
+    for reached, expected in ((True, 'reached'), (False, 'not reached: '), (None, '')):
+        rows = dict(info.rows({**FACTS, 'peer_memory': reached}))
+        assert rows.get('memory of others', '')[: len(expected)] == expected
+        assert ('memory of others' in rows) == bool(expected)
+
+
 def test_rows_tell_why_mpi_cannot_be_used():
     rows = dict(info.rows({**FACTS, 'mpi': {'problem': 'no libmpi'}}))
     assert rows['MPI'] == 'cannot be used: no libmpi'
@@ -66,6 +75,7 @@ def test_json_of_two_ranks():
     assert [rank['rank'] for rank in facts['ranks']] == [0, 1]
     assert facts['auto']['communicator'] == 'shared_memory'
     assert facts['mpi']['threads'] == 'multiple'
+    assert facts['peer_memory'] is may_reach_others()
 
 
 @starts_jobs
@@ -73,7 +83,7 @@ def test_json_of_two_ranks():
 def test_json_alone_asks_mpi_in_another_process():
     process = alone('info', '--json')
     facts = json.loads(process.stdout)
-    assert facts['launcher'] is None
+    assert facts['launcher'] is facts['peer_memory'] is None
     assert facts['auto']['communicator'] == 'local'
     assert facts['mpi']['shared_windows'] is True
 
