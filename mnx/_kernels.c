@@ -14,7 +14,8 @@
  *
  * Each answers False, having done nothing that counts, for what it does not know: other dtypes and
  * layouts, subclasses, GPUs. Then NumPy does it (mnx/packing.py), to the same bits. Between float32
- * and float16 they convert, where the processor has instructions for it.
+ * and float16 they convert, where the processor has instructions for it. What concerns other
+ * processes is of no other use than mnx's own, and raises where it is called in another way.
  */
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
@@ -200,9 +201,9 @@ static PyObject *scatter(PyObject *self, PyObject *const *args, Py_ssize_t count
 #define EACH_ALONE
 #endif
 
-/* total = (part 0 + part 1 + ...) / divisor, and the same in `twin` if there is one. Both
- * may be one of the parts, the total one of the first two. Block by block, so that only the parts are read from afar. As mnx.packing does:
- * a division by a power of two is a product, which gives the same bits. */
+/* total = (part 0 + part 1 + ...) / divisor, and the same in `twin` if there is one. The total may
+ * be one of the first two parts, the twin any. Block by block, so that only the parts are read from
+ * afar. As mnx.packing does: a division by a power of two is a product, which gives the same bits. */
 #define DEFINE_ADD(NAME, T)                                                                        \
     FOR_EACH_CPU static void NAME(char **parts, Py_ssize_t count, char *total, char *twin,         \
                                   npy_intp size, double by)                                        \
@@ -324,7 +325,7 @@ static int all_different(PyObject *list)
     return different;
 }
 
-/* alike(arrays, shapes, dtypes): arrays that own their memory, each one there once */
+/* alike(arrays, shapes, dtypes): arrays that own their memory and may be written, each one there once */
 static PyObject *alike(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
     if (given != 3)
@@ -337,7 +338,8 @@ static PyObject *alike(PyObject *self, PyObject *const *args, Py_ssize_t given)
         Py_RETURN_FALSE;
     for (Py_ssize_t i = 0; i < count; i++) {
         PyObject *x = PyList_GET_ITEM(arrays, i);
-        if (!PyArray_CheckExact(x) || !PyArray_CHKFLAGS((PyArrayObject *)x, NPY_ARRAY_OWNDATA) ||
+        if (!PyArray_CheckExact(x) ||
+            !PyArray_CHKFLAGS((PyArrayObject *)x, NPY_ARRAY_OWNDATA | NPY_ARRAY_WRITEABLE) ||
             (PyObject *)PyArray_DESCR((PyArrayObject *)x) != PyList_GET_ITEM(dtypes, i) ||
             !has_shape((PyArrayObject *)x, PyList_GET_ITEM(shapes, i)))
             Py_RETURN_FALSE;
@@ -705,8 +707,9 @@ static PyObject *sum_share(PyObject *self, PyObject *const *args, Py_ssize_t giv
 #define METHOD_OF_ONE(NAME) {#NAME, NAME, METH_O, NULL}
 
 static PyMethodDef methods[] = {
-    METHOD(alike),   METHOD(gather),    METHOD(scatter), METHOD(add),         METHOD(largest),
-    METHOD(addresses), METHOD(reach),   METHOD(sum_share), METHOD(on_unused), METHOD_OF_ONE(kind), METHOD_OF_ONE(as_bytes),
+    METHOD(alike),     METHOD(gather),      METHOD(scatter),   METHOD(add),
+    METHOD(largest),   METHOD(addresses),   METHOD(reach),     METHOD(sum_share),
+    METHOD(on_unused), METHOD_OF_ONE(kind), METHOD_OF_ONE(as_bytes),
     {NULL},
 };
 

@@ -158,7 +158,7 @@ class ParameterTable:
             names, found = self._each_once(names, found)
         if not self._layout.describes(names, found, types):
             self._layout = Layout(names, found)
-        for i in [] if owners is grads else _not_to_be_written(found):
+        for i in _not_to_be_written(found):
             found[i] = self._own_copy(names[i], found[i])
         return self._layout, found
 

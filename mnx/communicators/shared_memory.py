@@ -1,4 +1,7 @@
-"""All ranks on one node: the sum goes through a small window of shared memory (`node_window`)."""
+"""All ranks on one node: sums straight between processes, or through a window of shared memory.
+
+See `straight_sums` and `node_window`.
+"""
 
 from __future__ import annotations
 

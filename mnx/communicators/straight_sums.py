@@ -11,7 +11,8 @@ when all sums are. Between, no rank waits for another. Chunk by chunk, so that w
 afar is added, and the sum sent, while the core has it in its cache.
 
 Every element is summed by one rank only, in rank order, so all ranks get the same bits every
-time, and the same as through a window of shared memory (`node_window`).
+time, and the same as through a window of shared memory (`node_window`), but for the payload of
+a NaN.
 """
 
 from __future__ import annotations
@@ -28,15 +29,14 @@ from mnx.communicators.chunks import Line, share
 from mnx.communicators.node_window import Steps
 from mnx.errors import TransportError
 from mnx.transports.base import Transport
-from mnx.transports.peer_memory import MOST_PIECES, PeerMemory, address_of
+from mnx.transports.peer_memory import MOST_PIECES, PeerMemory, address_of, lend, take_back
 
 BUFFERS = 3
 KEPT = 100  # plans of single arrays
 DTYPES = {np.dtype(np.float32), np.dtype(np.float64)}
 
-Piece = tuple[
-    int, int, int, int
-]  # number of an array, offsets in it and in that of the sum, length
+# number of an array, offsets in it and in that of the sum, length
+Piece = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,6 @@ class StraightSums:
         self._ranks, self._peers, self._chunk_bytes = ranks, peers, chunk_bytes
         self._buffers = np.empty(BUFFERS * chunk_bytes, np.uint8)
         self._kept: dict[Any, Plan] = {}
-        self._in_use: list[Any] = []
 
     def plan(self, shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any]) -> Plan:
         """Return this rank's share of arrays of these shapes."""
@@ -161,16 +160,17 @@ class StraightSums:
             targets = _located(list(into), own[1, : len(into)])
         else:
             own[1] = own[0]
-        # however this call ends, others may still write there: then they are kept for ever
-        self._in_use.append((sources, targets))
-        self._meet_after(self._sum, plan, own, sources[0].dtype, steps.divisor() or 1.0)
-        self._in_use.pop()
+        loan = lend((sources, targets))
+        problem = self._meet_after(self._sum, plan, own, sources[0].dtype, steps.divisor() or 1.0)
+        take_back(loan)
+        if problem is not None:
+            raise problem
         for given, used in zip(arrays if into is None else into, targets, strict=True):
             if given is not used:
                 given[...] = used
 
-    def _meet_after(self, work: Callable[..., None], *args: Any) -> None:
-        """Do this rank's work, and return when all have done theirs; raise if any has failed."""
+    def _meet_after(self, work: Callable[..., None], *args: Any) -> TransportError | None:
+        """Do this rank's work; return when all have done theirs, with what failed on any rank."""
         failed = np.zeros(1, np.int64)
         problem = None
         try:
@@ -178,12 +178,11 @@ class StraightSums:
         except TransportError as error:
             failed[0], problem = 1 + self._ranks.rank, error
         self._ranks.find_largest(failed)
-        if problem is not None:
-            raise problem
-        if failed[0]:
-            raise TransportError(
-                f'rank {failed[0] - 1} could not reach the memory of another rank; see its error.'
-            )
+        if problem is not None or not failed[0]:
+            return problem
+        return TransportError(
+            f'rank {failed[0] - 1} could not reach the memory of another rank; see its error.'
+        )
 
     def _sum(self, plan: Plan, own: Array, dtype: np.dtype[Any], divisor: float) -> None:
         """Tell the others where this rank's arrays are, learn it of theirs, and sum a share."""

@@ -42,10 +42,10 @@ class Trials:
         due = [w for w in ways if self._idle[w] * scores[best] > PATIENCE * scores[w]]
         return due[0] if due else best
 
-    def tell(self, way: int, seconds: float) -> None:
-        """Note that a call by that way took so long."""
+    def tell(self, way: int, took: float) -> None:
+        """Note how long a call by that way took, in whatever unit."""
         self._calls[way] += 1
         if self._calls[way] > WARM_UP:
-            self._times[way].append(seconds)
+            self._times[way].append(took)
         for other in range(len(self._idle)):
             self._idle[other] = 0 if other == way else self._idle[other] + 1

@@ -11,7 +11,9 @@ Two nodes of two ranks; a chunk of gradients has two shares (left, right)::
       └──3 copy─┘                  └──3 copy─┘          out of the window
 
 Each node sends every number once, which is the minimum, and by several ranks at a time. With
-nodes of unequal size there are as many shares as the smallest node has ranks.
+nodes of unequal size there are as many shares as the smallest node has ranks. With a single node
+there is nothing in the middle, and another way to the same bits, `straight_sums`: both are tried,
+and the quicker one is taken.
 
 Gradients on GPUs go the same ways, NCCL in the window's place (a reduce-scatter, an all-gather),
 where each rank has a GPU of its own; otherwise by one all-reduce. Not run on a GPU.
@@ -56,6 +58,7 @@ STRAIGHT_CHUNK = 768 * 1024  # what is fetched, and its sum, stay in the cache o
 SHARE_IN_NODE = 256 * 1024  # of each chunk; more would not stay in the cache of a core
 CHUNK_IN_NODE = 1024 * 1024  # at most: each rank holds three of them
 CHUNK_ACROSS_NODES = 4 * 1024 * 1024
+KINDS_KEPT = 100  # of gradients, by what was quicker
 
 _AS_IT_IS = Scaling(1.0, 1.0)
 
@@ -124,7 +127,7 @@ class TwoDimensionalCommunicator(Communicator):
         if not ways:
             super().mean_arrays(arrays, layout, scaling)
             return
-        trials = self._trials.setdefault(layout, Trials(len(ways))) if len(ways) > 1 else None
+        trials = self._trials_of(layout, dtype) if len(ways) > 1 else None
         chosen, start = trials.choose() if trials else 0, perf_counter_ns()
         steps, way = self._steps(scaling, self.narrow_wire()), ways[chosen]
         for bucket, plan in self._known_plans(layout, dtype, way):
@@ -141,9 +144,20 @@ class TwoDimensionalCommunicator(Communicator):
         straight = None if scaling.weighted else self._straight_for(layout, dtype)
         return [way for way in (straight, self._window) if way is not None]
 
+    def _trials_of(self, layout: Layout, dtype: np.dtype[Any] | None) -> Trials:
+        """Return what the two ways have taken for gradients of one kind.
+
+        By what the ranks have compared, so that all of them forget and remember alike. A layout
+        itself is made anew on one rank alone, for instance when a gradient was missing there.
+        """
+        key = layout.digest, len(layout.names), dtype
+        if key not in self._trials and len(self._trials) >= KINDS_KEPT:
+            self._trials.clear()
+        return self._trials.setdefault(key, Trials(2))
+
     @functools.cached_property
-    def _trials(self) -> WeakKeyDictionary[Layout, Trials]:
-        return WeakKeyDictionary()
+    def _trials(self) -> dict[Any, Trials]:
+        return {}
 
     def _straight_for(self, layout: Layout, dtype: np.dtype[Any] | None) -> StraightSums | None:
         """Return what sums straight between processes, if it can sum these gradients. Collective.
@@ -223,8 +237,10 @@ class TwoDimensionalCommunicator(Communicator):
     @made_together
     def _straight(self) -> StraightSums | None:
         """Sums by the ranks' reading of each other's memory; none if any cannot. Collective."""
-        together = self.inter_size == 1 < self.size
-        peers = peer_memory_of(self._control) if together else None
+        if not self.inter_size == 1 < self.size:
+            return None
+        # without checks nobody would know of lengths that differ, and one wrote too much elsewhere
+        peers = peer_memory_of(self._control, wanted=self.meetings.checks)
         return None if peers is None else StraightSums(self._control, peers, STRAIGHT_CHUNK)
 
     @made_together
@@ -246,7 +262,7 @@ class TwoDimensionalCommunicator(Communicator):
     def _say_without_window(self, problems: list[str]) -> None:
         if self.rank == 0:
             warnings.warn(
-                f'{self.name}: no shared memory ({problems[0]}), so sums go by plain MPI, '
+                f'{self.name}: no shared memory ({problems[0]}), so sums go without, '
                 'which is slower. In a container, give it more by --shm-size or --ipc=host.',
                 stacklevel=2,
             )

@@ -91,16 +91,36 @@ def address_of(array: Array) -> int:
     return int(array.__array_interface__['data'][0])
 
 
-def peer_memory_of(ranks: Transport) -> PeerMemory | None:
-    """Return the memory of these ranks, if each can reach all others'. Collective.
+_lent: dict[object, object] = {}
+
+
+def lend(memory: object) -> object:
+    """Keep memory alive that others read or write, until `take_back` gets what this returns.
+
+    A signal may end the call before the others are done. They may still write there, so then it
+    is never to be used again.
+    """
+    loan = object()
+    _lent[loan] = memory
+    return loan
+
+
+def take_back(loan: object) -> None:
+    """No longer keep it: all are done."""
+    del _lent[loan]
+
+
+def peer_memory_of(ranks: Transport, *, wanted: bool = True) -> PeerMemory | None:
+    """Return the memory of these ranks, if each can reach all others', and wants to. Collective.
 
     Each has a number that nobody can guess. Who reads it there, so that this is no other process
     with the same number in another container, writes it beside.
     """
-    wanted = os.environ.get('MNX_PEER_MEMORY', '1') != '0' and _kernel_works()
+    wanted = wanted and os.environ.get('MNX_PEER_MEMORY', '1') != '0' and _kernel_works()
     secret = np.frombuffer(secrets.token_bytes(8 * _SECRET_WORDS), np.int64)
     box = np.zeros((1 + ranks.size, _SECRET_WORDS), np.int64)
     box[0] = secret
+    loan = lend(box)
     card = np.array([wanted, os.getpid(), address_of(box), *secret], np.int64)
     cards = np.empty((ranks.size, card.size), np.int64)
     ranks.all_gather(card, cards.reshape(-1), [card.size] * ranks.size)
@@ -110,7 +130,8 @@ def peer_memory_of(ranks: Transport) -> PeerMemory | None:
     ranks.barrier()
     reached = np.array([(box == secret).all()], np.int64)
     all_reached = np.empty(ranks.size, np.int64)
-    ranks.all_gather(reached, all_reached, [1] * ranks.size)  # which keeps the boxes that long
+    ranks.all_gather(reached, all_reached, [1] * ranks.size)
+    take_back(loan)
     return PeerMemory(ranks.rank, cards[:, 1].tolist()) if all_reached.all() else None
 
 

@@ -5,6 +5,7 @@ That it gives the same sums as others is tested with the window (test_node_windo
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
@@ -16,7 +17,8 @@ from mnx import testing
 from mnx.communicators import Communicator, two_dimensional
 from mnx.communicators.model_messages import Scaling
 from mnx.communicators.straight_sums import StraightSums, plan, plan_of_rows
-from mnx.errors import TransportError
+from mnx.errors import MismatchError, TransportError
+from mnx.transports import peer_memory
 from mnx.transports.peer_memory import MOST_PIECES, peer_memory_of
 from tests.peers import may_reach_others
 
@@ -135,7 +137,7 @@ def test_plans_are_forgotten(comm: Communicator, sums: StraightSums) -> None:
 
 
 @reaching
-@pytest.mark.limit(60)
+@pytest.mark.limit(20)
 @pytest.mark.needs_ranks(2)
 def test_a_rank_that_cannot_be_reached_is_an_error_of_all(
     comm: Communicator, sums: StraightSums
@@ -150,6 +152,7 @@ def test_a_rank_that_cannot_be_reached_is_an_error_of_all(
         sums._peers._pids[0] = gone.pid
     with pytest.raises(TransportError) as raised:
         sums.sum(found, [x], AS_IT_IS)
+    assert not any(memory[0][0] is x for memory in peer_memory._lent.values())
     if comm.rank == comm.size - 1:
         assert f'the memory of rank 0, process {gone.pid}' in str(raised.value)
         assert 'No such process' in str(raised.value)
@@ -159,7 +162,7 @@ def test_a_rank_that_cannot_be_reached_is_an_error_of_all(
 
 
 @reaching
-@pytest.mark.limit(60)
+@pytest.mark.limit(20)
 @pytest.mark.needs_ranks(2)
 def test_what_others_may_still_write_to_is_kept(
     comm: Communicator, sums: StraightSums, monkeypatch
@@ -174,9 +177,9 @@ def test_what_others_may_still_write_to_is_kept(
         ranks.find_largest(np.zeros(1, np.int64))  # where the others wait
     else:
         sums.sum(sums.plan([x.shape], x.dtype), [x], AS_IT_IS)
-    assert len(sums._in_use) == (comm.rank == 0)
-    if comm.rank == 0:
-        assert sums._in_use[0][0][0] is x
+    del sums  # with which it must not go
+    lent = [memory for memory in peer_memory._lent.values() if memory[0][0] is x]
+    assert len(lent) == (comm.rank == 0)
 
 
 class Interrupted:
@@ -220,15 +223,21 @@ def test_which_gradients_go_straight(comm: Communicator, monkeypatch, case: str)
     assert bool(went) == (case == 'plain')
 
 
-@pytest.mark.needs_ranks(2)
-def test_both_ways_take_turns(comm: Communicator, monkeypatch) -> None:
-    """And give the same bits."""
-    went: list[str] = []
+@pytest.fixture
+def went(monkeypatch) -> list[str]:
+    """Which ways the sums went."""
+    names: list[str] = []
     for owner in (StraightSums, two_dimensional.NodeWindow):
         method, name = owner.sum, owner.__name__
         monkeypatch.setattr(
-            owner, 'sum', lambda *args, m=method, n=name: (went.append(n), m(*args))[1]
+            owner, 'sum', lambda *args, m=method, n=name: (names.append(n), m(*args))[1]
         )
+    return names
+
+
+@pytest.mark.needs_ranks(2)
+def test_both_ways_take_turns(comm: Communicator, went: list[str]) -> None:
+    """And give the same bits."""
     with testing.create_on_nodes('two_dimensional', [comm.size]) as made:
         rng = np.random.default_rng(comm.rank)
         given = rng.standard_normal(30_000).astype('f4')
@@ -240,3 +249,121 @@ def test_both_ways_take_turns(comm: Communicator, monkeypatch) -> None:
     assert len(bits) == 1
     assert went == comm.bcast_obj(went)
     assert set(went) == ({'StraightSums', 'NodeWindow'} if may_reach_others() else {'NodeWindow'})
+
+
+@reaching
+@pytest.mark.limit(20)
+@pytest.mark.needs_ranks(2)
+def test_all_choose_alike_whatever_their_clocks_say(
+    comm: Communicator, went: list[str], monkeypatch
+) -> None:
+    """The first rank finds one way the quicker one, the others the other."""
+    quick = 'StraightSums' if comm.rank == 0 else 'NodeWindow'
+    clock = [0]
+
+    def now() -> int:
+        ends = clock[0] % 2 == 1
+        clock[0] += 1
+        return 10**9 * clock[0] + (1 if ends and went[-1] == quick else 0 if not ends else 10**6)
+
+    monkeypatch.setattr(two_dimensional, 'perf_counter_ns', now)
+    with testing.create_on_nodes('two_dimensional', [comm.size]) as made:
+        model = gradients(comm)
+        for _ in range(20):
+            made.multi_node_mean_grad(model)
+    assert comm.allgather_obj(went) == [went] * comm.size
+
+
+@reaching
+@pytest.mark.limit(20)
+@pytest.mark.needs_ranks(2)
+@pytest.mark.parametrize('case', ['missing', 'subclass', 'copied'])
+def test_a_gradient_that_was_odd_on_one_rank(comm: Communicator, case: str) -> None:
+    """In some steps; what that rank remembers of its model is new then, but not of times."""
+    last = comm.rank == comm.size - 1
+    with testing.create_on_nodes('two_dimensional', [comm.size]) as made:
+        model = gradients(comm)
+        for step in range(12):
+            model.p.grad = np.full(30_000, step + comm.rank, 'f4')
+            if step % 3 == 1 and last and case == 'subclass':
+                model.p.grad = model.p.grad.view(np.memmap)
+            if step % 3 == 1 and last and case == 'copied':
+                model = copy.deepcopy(model)
+            if step % 3 == 1 and case == 'missing':
+                model.p.grad = None if last else model.p.grad
+                with pytest.raises(MismatchError):
+                    made.multi_node_mean_grad(model)
+                continue
+            made.multi_node_mean_grad(model)
+            np.testing.assert_allclose(model.p.grad, step + (comm.size - 1) / 2, rtol=1e-6)
+
+
+@pytest.mark.needs_ranks(2)
+def test_a_kind_of_gradients_that_comes_again_is_remembered(comm: Communicator) -> None:
+    with testing.create_on_nodes('two_dimensional', [comm.size]) as made:
+        for _ in range(9):
+            made.multi_node_mean_grad(gradients(comm))  # another model each time
+        assert len(made._trials) <= 1
+        for n in range(two_dimensional.KINDS_KEPT + 5):
+            model = chainer.Link()
+            with model.init_scope():
+                model.p = chainer.Parameter(np.zeros(30_000 + n, 'f4'))
+            model.p.grad = np.full(30_000 + n, comm.rank, 'f4')
+            made.multi_node_mean_grad(model)
+        assert len(made._trials) <= two_dimensional.KINDS_KEPT
+
+
+@pytest.mark.needs_ranks(2)
+@pytest.mark.parametrize('reaches', ['1', '0'])
+def test_a_gradient_that_may_not_be_written(comm: Communicator, monkeypatch, reaches: str) -> None:
+    """On one rank: it stays as it is, and the parameter gets another one."""
+    monkeypatch.setenv('MNX_PEER_MEMORY', reaches)
+    with testing.create_on_nodes('two_dimensional', [comm.size]) as made:
+        model = gradients(comm)
+        for step in range(6):
+            given = np.full(30_000, step + comm.rank, 'f4')
+            given.flags.writeable = comm.rank != 1 or step % 2 == 0
+            model.p.grad = given
+            made.multi_node_mean_grad(model)
+            np.testing.assert_allclose(model.p.grad, step + (comm.size - 1) / 2, rtol=1e-6)
+            if not given.flags.writeable:
+                assert (given == step + comm.rank).all()
+
+
+@pytest.mark.needs_ranks(2)
+@pytest.mark.parametrize('reaches', ['1', '0'])
+def test_another_dtype_of_exchange_from_call_to_call(
+    comm: Communicator, monkeypatch, reaches: str
+) -> None:
+    monkeypatch.setenv('MNX_PEER_MEMORY', reaches)
+    with testing.create_on_nodes('two_dimensional', [comm.size]) as made:
+        model = gradients(comm)
+        for step in range(8):
+            made.set_config(
+                'allreduce_grad_dtype', [None, 'float64', 'float32', 'float16'][step % 4]
+            )
+            model.p.grad[...] = step + comm.rank
+            made.multi_node_mean_grad(model)
+            np.testing.assert_allclose(model.p.grad, step + (comm.size - 1) / 2, rtol=1e-6)
+
+
+@reaching
+@pytest.mark.needs_ranks(2)
+def test_arrays_of_one_length_and_two_dtypes(comm: Communicator, sums: StraightSums) -> None:
+    for dtype in ('f4', 'f8', 'f4'):
+        x, into = np.full(100, comm.rank, dtype), np.zeros(100, dtype)
+        sums.sum_flat(x, into, AS_IT_IS)
+        assert (into == sum(range(comm.size))).all()
+        rows, into = np.full((comm.size, 100), comm.rank, dtype), np.zeros(100, dtype)
+        sums.sum_rows(rows, into, AS_IT_IS)
+        assert (into == sum(range(comm.size))).all()
+
+
+@pytest.mark.needs_ranks(2)
+def test_without_checks_nobody_writes_elsewhere(comm: Communicator, went: list[str]) -> None:
+    """A gradient may be longer on one rank than on another there."""
+    with testing.create_on_nodes('two_dimensional', [comm.size]) as made:
+        made.meetings.checks = False
+        for _ in range(3):
+            made.multi_node_mean_grad(gradients(comm))
+    assert set(went) == {'NodeWindow'}

@@ -12,6 +12,7 @@ import pytest
 
 from mnx import kernels
 from mnx.communicators import Communicator
+from mnx.transports import peer_memory
 from mnx.transports.peer_memory import _deliver, address_of, peer_memory_of
 from tests.peers import may_reach_others
 
@@ -35,6 +36,22 @@ def test_all_do_without_if_one_must(comm: Communicator, monkeypatch, case: str) 
                 patch.setattr(kernels, 'reach', lambda *_: False)
         found = peer_memory_of(comm._control)
     assert found is None
+
+
+@reaching
+@pytest.mark.needs_ranks(2)
+def test_all_do_without_if_one_is_not_reached(comm: Communicator, monkeypatch) -> None:
+    """The first rank reaches nobody, and the others see nothing of it."""
+    with monkeypatch.context() as patch:
+        if comm.rank == 0:
+            patch.setattr(peer_memory, '_deliver', lambda *_: None)
+        found = peer_memory_of(comm._control)
+    assert found is None
+    assert peer_memory_of(comm._control) is not None
+
+
+def test_all_do_without_if_one_does_not_want_it(comm: Communicator) -> None:
+    assert peer_memory_of(comm._control, wanted=comm.rank != comm.size - 1) is None
 
 
 @reaching
