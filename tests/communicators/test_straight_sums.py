@@ -338,13 +338,13 @@ def test_another_dtype_of_exchange_from_call_to_call(
     monkeypatch.setenv('MNX_PEER_MEMORY', reaches)
     with testing.create_on_nodes('two_dimensional', [comm.size]) as made:
         model = gradients(comm)
-        for step in range(8):
-            made.set_config(
-                'allreduce_grad_dtype', [None, 'float64', 'float32', 'float16'][step % 4]
-            )
-            model.p.grad[...] = step + comm.rank
-            made.multi_node_mean_grad(model)
-            np.testing.assert_allclose(model.p.grad, step + (comm.size - 1) / 2, rtol=1e-6)
+        for step, dtype in enumerate([None, 'float64', 'float32', 'float16'] * 2):
+            made.set_config('allreduce_grad_dtype', dtype)
+            for value in (step, 3e38):  # two of which are too much for float32
+                model.p.grad[...] = value
+                made.multi_node_mean_grad(model)
+                fits = value == step or dtype == 'float64'
+                np.testing.assert_allclose(model.p.grad, value if fits else np.inf, rtol=1e-6)
 
 
 @reaching
