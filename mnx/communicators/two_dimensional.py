@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any
@@ -58,7 +58,7 @@ STRAIGHT_CHUNK = 768 * 1024  # what is fetched, and its sum, stay in the cache o
 SHARE_IN_NODE = 256 * 1024  # of each chunk; more would not stay in the cache of a core
 CHUNK_IN_NODE = 1024 * 1024  # at most: each rank holds three of them
 CHUNK_ACROSS_NODES = 4 * 1024 * 1024
-KINDS_KEPT = 100  # of gradients, by what was quicker
+KINDS_KEPT = 100  # of arrays, and what each way has taken for them
 
 _AS_IT_IS = Scaling(1.0, 1.0)
 
@@ -123,51 +123,46 @@ class TwoDimensionalCommunicator(Communicator):
             super().mean_arrays(arrays, layout, scaling)
             return
         dtype = self._config.allreduce_grad_dtype  # `set_config` may have changed it
-        ways = self._ways(layout, dtype, scaling)
-        if not ways:
-            super().mean_arrays(arrays, layout, scaling)
-            return
-        trials = self._trials_of(layout, dtype) if len(ways) > 1 else None
-        chosen, start = trials.choose() if trials else 0, perf_counter_ns()
-        steps, way = self._steps(scaling, self.narrow_wire()), ways[chosen]
-        for bucket, plan in self._known_plans(layout, dtype, way):
-            way.sum(plan, bucket.of(arrays), steps)
-        if trials:
-            words = np.array([start - perf_counter_ns()], np.int64)
-            self._control.find_largest(words)  # the shortest time: the others waited for that rank
-            trials.tell(chosen, -float(words[0]))
+        ways = self._ways(plain=_is_plain(layout, dtype) and not scaling.weighted)
+        steps = self._steps(scaling, self.narrow_wire())
 
-    def _ways(
-        self, layout: Layout, dtype: np.dtype[Any] | None, scaling: Scaling
-    ) -> list[SumsInNode]:
-        """Return what can sum gradients in the node here, all to the same bits. Collective."""
-        straight = None if scaling.weighted else self._straight_for(layout, dtype)
+        def go(way: SumsInNode) -> None:
+            for bucket, plan in self._known_plans(layout, dtype, way):
+                way.sum(plan, bucket.of(arrays), steps)
+
+        if ways:
+            self._go_the_quickest(ways, (layout.digest, len(layout.names), dtype), go)
+        else:
+            super().mean_arrays(arrays, layout, scaling)
+
+    def _ways(self, *, plain: bool) -> list[SumsInNode]:
+        """Return what can sum here, all to the same bits: `plain` arrays, or any. Collective."""
+        straight = self._straight if plain else None
         return [way for way in (straight, self._window) if way is not None]
 
-    def _trials_of(self, layout: Layout, dtype: np.dtype[Any] | None) -> Trials:
-        """Return what the two ways have taken for gradients of one kind.
+    def _go_the_quickest(
+        self, ways: list[SumsInNode], kind: Hashable, go: Callable[[SumsInNode], None]
+    ) -> None:
+        """Go one of the ways, by what they have taken for arrays of that kind. Collective.
 
-        By what the ranks have compared, so that all of them forget and remember alike. A layout
+        The kind is what the ranks have compared, so that all of them remember alike. A layout
         itself is made anew on one rank alone, for instance when a gradient was missing there.
         """
-        key = layout.digest, len(layout.names), dtype
-        if key not in self._trials and len(self._trials) >= KINDS_KEPT:
+        if len(ways) == 1:
+            go(ways[0])
+            return
+        if kind not in self._trials and len(self._trials) >= KINDS_KEPT:
             self._trials.clear()
-        return self._trials.setdefault(key, Trials(2))
+        trials = self._trials.setdefault(kind, Trials(len(ways)))
+        way, start = trials.choose(), perf_counter_ns()
+        go(ways[way])
+        words = np.array([start - perf_counter_ns()], np.int64)
+        self._control.find_largest(words)  # the shortest time: the others waited for that rank
+        trials.tell(way, -float(words[0]))
 
     @functools.cached_property
-    def _trials(self) -> dict[Any, Trials]:
+    def _trials(self) -> dict[Hashable, Trials]:
         return {}
-
-    def _straight_for(self, layout: Layout, dtype: np.dtype[Any] | None) -> StraightSums | None:
-        """Return what sums straight between processes, if it can sum these gradients. Collective.
-
-        They are long, and summed in their own dtype.
-        """
-        is_long = layout.nbytes >= STRAIGHT_FROM * len(layout.names)
-        own = layout.dtypes
-        is_plain = own <= straight_sums.DTYPES and (dtype is None or own == {dtype})
-        return self._straight if is_long and is_plain else None
 
     def _steps(self, scaling: Scaling, wire: np.dtype[Any] | None = None) -> AcrossNodes:
         inter = self.groups.inter if self.inter_size > 1 else None
@@ -178,28 +173,29 @@ class TwoDimensionalCommunicator(Communicator):
     ) -> None:
         """Put the reduction `into` an array of the root, or of every rank. Collective."""
         one_way = root is not None and self.inter_size > 1  # nothing has to come back
-        way = None if one_way else self._way_for(sent, op, ARRAY_FROM)
-        if way is None:
+        ways = [] if one_way else self._ways_of_array(sent, op, ARRAY_FROM)
+        if not ways:
             super().reduce_flat(sent, into, op, root)
-        else:
-            way.sum_flat(sent, into, self._steps(_AS_IT_IS))
+            return
+        steps, kind = self._steps(_AS_IT_IS), ('flat', root is None, sent.size, sent.dtype)
+        self._go_the_quickest(ways, kind, lambda way: way.sum_flat(sent, into, steps))
 
     def reduce_rows(self, sent: Array, into: Array, counts: Sequence[int], op: str) -> None:
         """Reduce a row of `counts` elements for each rank; put this rank's there. Collective."""
         in_node = self.inter_size == 1 and self.owners() == self.size and len(set(counts)) == 1
-        way = self._way_for(sent, op, ROWS_FROM) if in_node else None
-        if way is None:
+        ways = self._ways_of_array(sent, op, ROWS_FROM) if in_node else []
+        if not ways:
             super().reduce_rows(sent, into, counts, op)
-        else:
-            way.sum_rows(sent, into, self._steps(_AS_IT_IS))
+            return
+        steps, kind = self._steps(_AS_IT_IS), ('rows', sent.size, sent.dtype)
+        self._go_the_quickest(ways, kind, lambda way: way.sum_rows(sent, into, steps))
 
-    def _way_for(self, sent: Array, op: str, from_bytes: int) -> SumsInNode | None:
+    def _ways_of_array(self, sent: Array, op: str, from_bytes: int) -> list[SumsInNode]:
         """Return what sums a flat array faster than MPI, if anything does. Collective."""
         alone = max(map(len, self.topology.nodes)) == 1
         if op != 'sum' or sent.nbytes < from_bytes or on_gpu(sent) or alone:
-            return None
-        straight = self._straight if sent.dtype in straight_sums.DTYPES else None
-        return self._window if straight is None else straight
+            return []
+        return self._ways(plain=sent.dtype in straight_sums.DTYPES)
 
     def sum_buffer(self, buffer: Array) -> None:
         """Replace a flat buffer by its sum over all ranks. Collective."""
@@ -281,3 +277,10 @@ class TwoDimensionalCommunicator(Communicator):
             buckets = layout.sum_plan(dtype, float('inf'))
             known[way, dtype] = [(b, way.plan(b.shapes, b.wire)) for b in buckets]
         return known[way, dtype]
+
+
+def _is_plain(layout: Layout, dtype: np.dtype[Any] | None) -> bool:
+    """Tell whether gradients are long, and summed in their own dtype, one that goes straight."""
+    is_long = layout.nbytes >= STRAIGHT_FROM * len(layout.names)
+    own = layout.dtypes
+    return is_long and own <= straight_sums.DTYPES and (dtype is None or own == {dtype})
