@@ -325,7 +325,7 @@ static int all_different(PyObject *list)
     return different;
 }
 
-/* alike(arrays, shapes, dtypes): arrays that own their memory and may be written, each one there once */
+/* alike(arrays, shapes, dtypes): arrays that own their memory, to be written, each one there once */
 static PyObject *alike(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
     if (given != 3)
@@ -537,6 +537,8 @@ static PyObject *reach(PyObject *self, PyObject *const *args, Py_ssize_t given)
         move_all(writes ? process_vm_writev : process_vm_readv, pid, here, &there, 1));
 }
 
+typedef void (*Add)(char **, Py_ssize_t, char *, char *, npy_intp, double);
+
 /* What sum_share is told: words, in arrays of as many dimensions as they have letters behind. */
 typedef struct {
     const int64_t *pids;             /* R: of each rank */
@@ -588,7 +590,7 @@ static size_t length_of(const Stretch *pieces, npy_intp count)
     return length;
 }
 
-/* Fetch a rank's part of a chunk, or find it where it is; NULL if that fails. */
+/* Fetch a rank's part of a chunk into a buffer, or find this rank's own where it is. */
 static char *fetch(Share *share, npy_intp rank, npy_intp chunk, char *buffer, int *error)
 {
     Stretch pieces[MOST_PIECES];
@@ -608,6 +610,7 @@ static char *fetch(Share *share, npy_intp rank, npy_intp chunk, char *buffer, in
 static int add_chunk(Share *share, npy_intp chunk, char *total, npy_intp size)
 {
     int error = 0;
+    Add add_parts = share->itemsize == sizeof(float) ? add_float : add_double;
     char *parts[2] = {fetch(share, 0, chunk, share->buffers[0], &error), NULL};
     for (npy_intp rank = 1; rank < share->ranks && !error; rank++) {
         int is_last = rank == share->ranks - 1;
@@ -615,8 +618,7 @@ static int add_chunk(Share *share, npy_intp chunk, char *total, npy_intp size)
         parts[1] = fetch(share, rank, chunk, share->buffers[1], &error);
         char *sum = is_last ? total : share->buffers[0];
         if (!error)
-            (share->itemsize == sizeof(float) ? add_float : add_double)(parts, 2, sum, NULL, size,
-                                                            is_last ? share->by : 1);
+            add_parts(parts, 2, sum, NULL, size, is_last ? share->by : 1);
         parts[0] = sum;
     }
     return error;

@@ -303,7 +303,7 @@ def test_a_kind_of_gradients_that_comes_again_is_remembered(comm: Communicator) 
     with testing.create_on_nodes('two_dimensional', [comm.size]) as made:
         for _ in range(9):
             made.multi_node_mean_grad(gradients(comm))  # another model each time
-        assert len(made._trials) <= 1
+        assert len(made._trials) == may_reach_others()
         for n in range(two_dimensional.KINDS_KEPT + 5):
             model = chainer.Link()
             with model.init_scope():
