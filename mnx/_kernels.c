@@ -8,9 +8,11 @@
  *     as_bytes  its bytes as a flat array
  *     on_unused an array on memory that nobody else refers to
  *     largest   the largest of what the ranks of a node have written into memory that they share
- *     addresses where arrays begin
+ *     addresses where arrays of one dtype begin
  *     reach     bytes of another process, read or written
  *     sum_share sums of arrays that are in other processes, written back there
+ *     sum_in_window
+ *               sums of arrays that go through memory that the ranks of a node share
  *
  * Each answers False, having done nothing that counts, for what it does not know: other dtypes and
  * layouts, subclasses, GPUs. Then NumPy does it (mnx/packing.py), to the same bits. Between float32
@@ -381,17 +383,18 @@ static PyObject *as_bytes(PyObject *self, PyObject *x)
     return view;
 }
 
-/* addresses(arrays, found): where plain arrays begin */
+/* addresses(arrays, dtype, found): where plain arrays of that dtype begin */
 static PyObject *addresses(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    if (given != 2 || !PyList_CheckExact(args[0]) || !is_of_words(args[1], 1) ||
-        size_of(args[1]) != PyList_GET_SIZE(args[0]))
+    if (given != 3 || !PyList_CheckExact(args[0]) || !is_of_words(args[2], 1) ||
+        size_of(args[2]) != PyList_GET_SIZE(args[0]))
         Py_RETURN_FALSE;
-    int64_t *found = (int64_t *)bytes_of(args[1]);
+    int64_t *found = (int64_t *)bytes_of(args[2]);
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[0]); i++) {
-        if (!is_plain(PyList_GET_ITEM(args[0], i), LAYOUT))
+        PyObject *x = PyList_GET_ITEM(args[0], i);
+        if (!is_plain(x, LAYOUT) || (PyObject *)PyArray_DESCR((PyArrayObject *)x) != args[1])
             Py_RETURN_FALSE;
-        found[i] = (int64_t)(uintptr_t)bytes_of(PyList_GET_ITEM(args[0], i));
+        found[i] = (int64_t)(uintptr_t)bytes_of(x);
     }
     Py_RETURN_TRUE;
 }
@@ -501,6 +504,209 @@ static PyObject *largest(PyObject *self, PyObject *const *args, Py_ssize_t given
     return PyBool_FromLong(meet(rows, ranks, rank, turn, words, count, looks));
 }
 
+/* --- a window ------------------------------------------------------------------------------- */
+
+enum { SOURCE, TARGET };
+
+#if defined(__GNUC__)
+enum { CACHE_LINE = 64, WINDOW_BUFFERS = 3 };
+
+/* What sum_in_window is told: words, in arrays of as many dimensions as they have letters behind. */
+typedef struct {
+    const int64_t *slots;   /* R: where the slot of each rank begins; its turn is in the line before */
+    const int64_t *places;  /* 2A: where the arrays are, and where their sums are wanted, or 0 */
+    const int64_t *borders; /* A + 1: where, in bytes, they would begin in a row, and end */
+    int64_t *progress;      /* 2: steps done, the turn before the first */
+    npy_intp ranks, arrays, rank;
+    int64_t chunk, itemsize; /* bytes */
+    long looks;
+    double by;
+    char **parts; /* R: room */
+} Passage;
+
+/* Bytes of the arrays in a row. */
+typedef struct {
+    int64_t start, stop;
+} Range;
+
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static int64_t *turn_before(int64_t slot) { return (int64_t *)(uintptr_t)(slot - CACHE_LINE); }
+
+/* What a rank sums of a chunk: `share` of mnx/communicators/chunks.py. */
+static Range share_of(const Passage *p, int64_t chunk, npy_intp rank)
+{
+    int64_t start = chunk * p->chunk, length = smaller(p->chunk, p->borders[p->arrays] - start);
+    int64_t count = length / p->itemsize;
+    Range share = {start + count * rank / p->ranks * p->itemsize,
+                   start + count * (rank + 1) / p->ranks * p->itemsize};
+    return share;
+}
+
+/* The number of the array that holds a byte. */
+static npy_intp array_at(const Passage *p, int64_t byte)
+{
+    npy_intp low = 0, high = p->arrays;
+    while (high - low > 1) {
+        npy_intp middle = (low + high) / 2;
+        if (p->borders[middle] <= byte)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static char *byte_of(const Passage *p, int which, npy_intp array, int64_t byte)
+{
+    return (char *)(uintptr_t)p->places[which * p->arrays + array] + (byte - p->borders[array]);
+}
+
+/* Where a range is that lies in one array; otherwise NULL. */
+static char *in_one(const Passage *p, int which, Range range)
+{
+    npy_intp array = array_at(p, range.start);
+    int is_so = range.stop <= p->borders[array + 1];
+    return is_so ? byte_of(p, which, array, range.start) : NULL;
+}
+
+/* Copy a range of the sources into a buffer, or the buffer into the targets. */
+static void copy_range(const Passage *p, int which, Range range, char *buffer)
+{
+    npy_intp array = array_at(p, range.start);
+    for (int64_t at = range.start, stop; at < range.stop; at = stop, array++) {
+        stop = smaller(range.stop, p->borders[array + 1]);
+        char *place = byte_of(p, which, array, at), *beside = buffer + (at - range.start);
+        memcpy(which == SOURCE ? beside : place, which == SOURCE ? place : beside,
+               (size_t)(stop - at));
+    }
+}
+
+/* Where what a rank sends of a chunk goes through the window, or, if it is a target, the sum. */
+static char *in_window(const Passage *p, int which, npy_intp rank, int64_t chunk, int64_t byte)
+{
+    int64_t slot = p->slots[which == SOURCE ? rank : 0];
+    int64_t buffer = chunk % WINDOW_BUFFERS + (which == SOURCE ? 0 : WINDOW_BUFFERS);
+    return (char *)(uintptr_t)slot + buffer * p->chunk + (byte - chunk * p->chunk);
+}
+
+/* Copy what the other ranks sum of a chunk into the window, or out of it. */
+static void copy_others(const Passage *p, int which, int64_t chunk)
+{
+    Range own = share_of(p, chunk, p->rank), before = {chunk * p->chunk, own.start};
+    Range after = {own.stop, smaller((chunk + 1) * p->chunk, p->borders[p->arrays])};
+    copy_range(p, which, before, in_window(p, which, p->rank, chunk, before.start));
+    copy_range(p, which, after, in_window(p, which, p->rank, chunk, after.start));
+}
+
+static int is_wanted(const Passage *p) { return p->places[p->arrays] != 0; }
+
+/* Sum this rank's share of a chunk. */
+static void sum_own(const Passage *p, int64_t chunk)
+{
+    Range own = share_of(p, chunk, p->rank);
+    if (own.start == own.stop)
+        return;
+    for (npy_intp rank = 0; rank < p->ranks; rank++)
+        p->parts[rank] = in_window(p, SOURCE, rank, chunk, own.start);
+    char *as_it_is = in_one(p, SOURCE, own);
+    if (as_it_is == NULL)
+        copy_range(p, SOURCE, own, p->parts[p->rank]);
+    else
+        p->parts[p->rank] = as_it_is;
+    char *total = in_window(p, TARGET, p->rank, chunk, own.start);
+    char *twin = is_wanted(p) ? in_one(p, TARGET, own) : NULL;
+    npy_intp count = (own.stop - own.start) / p->itemsize;
+    int is_float = p->itemsize == sizeof(float);
+    (is_float ? add_float : add_double)(p->parts, p->ranks, total, twin, count, p->by);
+    if (is_wanted(p) && twin == NULL)
+        copy_range(p, TARGET, own, total);
+}
+
+static int have_all_come(const Passage *p, int64_t turn)
+{
+    for (npy_intp rank = 0; rank < p->ranks; rank++)
+        if (!has_come(turn_before(p->slots[rank]), turn, p->looks))
+            return 0;
+    return 1;
+}
+
+/* Say that this rank has come to turn k, and copy while it need not wait. */
+static void arrive(const Passage *p, int64_t k, int64_t chunks)
+{
+    int64_t turn = p->progress[1] + 1 + k;
+    if (k == 0)
+        copy_others(p, SOURCE, 0);
+    __atomic_store_n(turn_before(p->slots[p->rank]), turn, __ATOMIC_RELEASE);
+    if (k + 1 < chunks)
+        copy_others(p, SOURCE, k + 1);
+    if (k >= 2 && is_wanted(p))
+        copy_others(p, TARGET, k - 2);
+}
+
+/* As `_sum` of mnx/communicators/node_window.py; 0 if a rank has not come. */
+static int pass(const Passage *p)
+{
+    int64_t *done = p->progress, chunks = (p->borders[p->arrays] + p->chunk - 1) / p->chunk;
+    if (*done == 0)
+        p->progress[1] = *turn_before(p->slots[p->rank]);
+    for (; *done < 2 * (chunks + 1); ++*done) {
+        int64_t k = *done / 2;
+        if (*done % 2 == 0)
+            arrive(p, k, chunks);
+        else if (!have_all_come(p, p->progress[1] + 1 + k))
+            return 0;
+        else if (k < chunks)
+            sum_own(p, k);
+    }
+    if (is_wanted(p))
+        copy_others(p, TARGET, chunks - 1);
+    return 1;
+}
+
+/* sum_in_window(slots, rank, looks, progress, places, borders, chunk, itemsize, divisor): False if a
+ * rank has not come, and then the same once more; see `Passage` */
+static PyObject *sum_in_window(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    if (given != 9 || !is_of_words(args[0], 1) || !is_of_words(args[3], 1) ||
+        !is_of_words(args[4], 2) || !is_of_words(args[5], 1))
+        return PyErr_Format(PyExc_TypeError, "nine arguments, four of int64");
+    Passage p = {
+        .slots = (int64_t *)bytes_of(args[0]),
+        .places = (int64_t *)bytes_of(args[4]),
+        .borders = (int64_t *)bytes_of(args[5]),
+        .progress = (int64_t *)bytes_of(args[3]),
+        .ranks = size_of(args[0]),
+        .arrays = size_of(args[5]) - 1,
+        .rank = PyLong_AsSsize_t(args[1]),
+        .chunk = PyLong_AsLongLong(args[6]),
+        .itemsize = PyLong_AsLongLong(args[7]),
+        .looks = PyLong_AsLong(args[2]),
+        .by = PyFloat_AsDouble(args[8]),
+    };
+    if (PyErr_Occurred())
+        return NULL;
+    if (p.ranks < 2 || p.arrays < 1 || size_of(args[4]) != 2 * p.arrays || size_of(args[3]) != 2 ||
+        p.rank < 0 || p.rank >= p.ranks || p.chunk < p.itemsize || p.borders[p.arrays] < 1 ||
+        (p.itemsize != sizeof(float) && p.itemsize != sizeof(double)))
+        return PyErr_Format(PyExc_ValueError, "other lengths, another rank or no numbers");
+    p.parts = PyMem_New(char *, (size_t)p.ranks);
+    if (p.parts == NULL)
+        return PyErr_NoMemory();
+    int is_done;
+    Py_BEGIN_ALLOW_THREADS
+    is_done = pass(&p);
+    Py_END_ALLOW_THREADS
+    PyMem_Free(p.parts);
+    return PyBool_FromLong(is_done);
+}
+#else
+static PyObject *sum_in_window(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    Py_RETURN_FALSE;
+}
+#endif
+
 /* --- other processes ------------------------------------------------------------------------ */
 
 #if defined(__linux__)
@@ -553,8 +759,6 @@ typedef struct {
     double by;
     int failed_rank;
 } Share;
-
-enum { SOURCE, TARGET };
 
 /* List the pieces of a chunk as rank `rank` has them, or wants them; 0: it wants none. */
 static npy_intp list_pieces(const Share *share, int which, npy_intp rank, npy_intp chunk,
@@ -709,9 +913,9 @@ static PyObject *sum_share(PyObject *self, PyObject *const *args, Py_ssize_t giv
 #define METHOD_OF_ONE(NAME) {#NAME, NAME, METH_O, NULL}
 
 static PyMethodDef methods[] = {
-    METHOD(alike),     METHOD(gather),      METHOD(scatter),   METHOD(add),
-    METHOD(largest),   METHOD(addresses),   METHOD(reach),     METHOD(sum_share),
-    METHOD(on_unused), METHOD_OF_ONE(kind), METHOD_OF_ONE(as_bytes),
+    METHOD(alike),         METHOD(gather),    METHOD(scatter),     METHOD(add),
+    METHOD(largest),       METHOD(addresses), METHOD(reach),       METHOD(sum_share),
+    METHOD(sum_in_window), METHOD(on_unused), METHOD_OF_ONE(kind), METHOD_OF_ONE(as_bytes),
     {NULL},
 };
 

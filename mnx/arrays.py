@@ -290,6 +290,11 @@ def as_bytes(x: Array) -> Array:
     return x.reshape(-1).view(np.uint8) if found is False else found
 
 
+def address_of(x: Array) -> int:
+    """Return where an array of host memory begins."""
+    return int(x.__array_interface__['data'][0])
+
+
 def empty_like(x: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Return a new uninitialised array where `x` lives."""
     return module_of(x).empty(shape, dtype)

@@ -27,6 +27,7 @@ __all__ = [
     'on_unused',
     'reach',
     'scatter',
+    'sum_in_window',
     'sum_share',
 ]
 
@@ -36,7 +37,7 @@ def _not_done(*_: object) -> bool:
 
 
 addresses = alike = gather = scatter = add = kind = as_bytes = on_unused = _not_done
-largest = reach = sum_share = _not_done
+largest = reach = sum_share = sum_in_window = _not_done
 built = False
 ROOM = ROW = 0  # words of `largest`: that a rank can bring, and of its row
 
@@ -55,6 +56,7 @@ if os.environ.get('MNX_KERNELS', '1') != '0':
             on_unused,
             reach,
             scatter,
+            sum_in_window,
             sum_share,
         )
 

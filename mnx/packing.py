@@ -214,6 +214,9 @@ def concatenate(arrays: list[Array], out: Array) -> Array:
     return out
 
 
+DTYPES_IN_C = {np.dtype(np.float32), np.dtype(np.float64)}  # that loops in C can add up
+
+
 def add_up(
     parts: list[Array], total: Array, divisor: float = 1.0, twin: Array | None = None
 ) -> None:

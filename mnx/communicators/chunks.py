@@ -94,6 +94,11 @@ class Line:
         """The number of elements of all arrays."""
         return self._borders[-1]
 
+    @property
+    def borders(self) -> list[int]:
+        """At which element each array begins, and the last one ends."""
+        return self._borders
+
     def stretch(self, start: int, stop: int) -> Stretch:
         """Return the elements from `start` to `stop`.
 

@@ -32,9 +32,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mnx import kernels
 from mnx.arrays import Array
 from mnx.communicators.chunks import Line, Stretch, share
-from mnx.packing import Row, add_up, concatenate
+from mnx.packing import DTYPES_IN_C, Row, add_up, concatenate
 from mnx.transports.base import SharedWindow, Transport
 
 BUFFERS = 3
@@ -113,16 +114,22 @@ class Plan:
 
     Attributes
     ----------
-    shapes : list of tuple of int
     dtype : numpy.dtype
     chunks : list of Chunk
+    borders : array of int64
+        Where, in bytes, the arrays would begin in a row, and end.
+    in_c : bool
+        Whether `kernels.sum_in_window` can do it.
     cut : list of int
         The arrays that are cut somewhere, which takes contiguous ones.
     """
 
-    def __init__(self, line: Line, dtype: np.dtype[Any], chunks: list[Chunk]) -> None:
-        self.shapes = line.shapes
+    def __init__(
+        self, line: Line, dtype: np.dtype[Any], chunks: list[Chunk], *, by_shares: bool
+    ) -> None:
+        self.in_c = by_shares and dtype in DTYPES_IN_C
         self.dtype = dtype
+        self.borders = np.array(line.borders, np.int64) * dtype.itemsize
         self.chunks = chunks
         self.cut = sorted({i for chunk in chunks for i in chunk.cut()})
 
@@ -154,7 +161,7 @@ class NodeWindow:
         line, length = Line(shapes), self._chunk_bytes // dtype.itemsize
         borders = itertools.pairwise([*range(0, line.length, length), line.length])
         chunks = [self._chunk(line, dtype, k, *ends) for k, ends in enumerate(borders)]
-        return Plan(line, dtype, chunks)
+        return Plan(line, dtype, chunks, by_shares=self._owners == self._size)
 
     def sum(
         self,
@@ -167,6 +174,28 @@ class NodeWindow:
 
         Or put the sum `into` others, which are contiguous; an empty list: this rank wants none.
         """
+        wanted = arrays if into is None else into
+        if not self._sum_in_c(plan, list(arrays), list(wanted), steps):
+            self._sum_in_python(plan, arrays, steps, into)
+
+    def _sum_in_c(self, plan: Plan, arrays: list[Array], into: list[Array], steps: Steps) -> bool:
+        """Do all of `_sum` at once; or nothing, where arrays or steps are not for that."""
+        divisor, slots = steps.divisor(), self._window.places
+        if not plan.in_c or slots is None or divisor is None or steps.changes_input():
+            return False
+        places = np.zeros((2, len(arrays)), np.int64)
+        both = (arrays, places[0]), (into, places[1, : len(into)])
+        if not all(kernels.addresses(xs, plan.dtype, found) for xs, found in both):
+            return False
+        progress = np.zeros(2, np.int64)
+        work = slots, self._rank, self._window.looks, progress, places, plan.borders
+        while not kernels.sum_in_window(*work, self._chunk_bytes, plan.dtype.itemsize, divisor):
+            self._window.wait()
+        return True
+
+    def _sum_in_python(
+        self, plan: Plan, arrays: Sequence[Array], steps: Steps, into: Sequence[Array] | None
+    ) -> None:
         strided = [i for i in plan.cut if not arrays[i].flags.c_contiguous]
         flat = list(arrays)
         for i in strided:
@@ -251,7 +280,7 @@ class NodeWindow:
         line, step = Line([(length,)] * self._size), self._chunk_bytes // dtype.itemsize
         borders = itertools.pairwise([*range(0, length, step // self._size), length])
         chunks = [self._chunk_of_rows(line, dtype, k, *ends) for k, ends in enumerate(borders)]
-        return Plan(line, dtype, chunks)
+        return Plan(line, dtype, chunks, by_shares=False)
 
     def _kept(
         self, make: Callable[[int, np.dtype[Any]], Plan], length: int, dtype: np.dtype[Any]

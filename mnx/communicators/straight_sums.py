@@ -24,16 +24,15 @@ from typing import Any
 import numpy as np
 
 from mnx import kernels
-from mnx.arrays import Array
+from mnx.arrays import Array, address_of
 from mnx.communicators.chunks import Line, share
 from mnx.communicators.node_window import Steps
 from mnx.errors import TransportError
 from mnx.transports.base import Transport
-from mnx.transports.peer_memory import MOST_PIECES, PeerMemory, address_of, lend, take_back
+from mnx.transports.peer_memory import MOST_PIECES, PeerMemory, lend, take_back
 
 BUFFERS = 3
 KEPT = 100  # plans of single arrays
-DTYPES = {np.dtype(np.float32), np.dtype(np.float64)}
 
 # number of an array, offsets in it and in that of the sum, length
 Piece = tuple[int, int, int, int]
@@ -146,7 +145,7 @@ class StraightSums:
         """Replace arrays by the sum over the ranks, in place. Collective.
 
         Or put the sum `into` others; an empty list: this rank wants none. All are of one of
-        `DTYPES`, and of `steps` there is a divisor only.
+        `packing.DTYPES_IN_C`, and of `steps` there is a divisor only.
 
         Raises
         ------
@@ -154,14 +153,15 @@ class StraightSums:
             A rank cannot reach another's memory (on all ranks); all arrays are then undefined.
         """
         own = np.zeros((2, len(arrays)), np.int64)
-        sources = _located(list(arrays), own[0])
+        dtype = arrays[0].dtype
+        sources = _located(list(arrays), dtype, own[0])
         targets = sources
         if into is not None:
-            targets = _located(list(into), own[1, : len(into)])
+            targets = _located(list(into), dtype, own[1, : len(into)])
         else:
             own[1] = own[0]
         loan = lend((sources, targets))
-        problem = self._meet_after(self._sum, plan, own, sources[0].dtype, steps.divisor() or 1.0)
+        problem = self._meet_after(self._sum, plan, own, dtype, steps.divisor() or 1.0)
         take_back(loan)
         if problem is not None:
             raise problem
@@ -195,9 +195,9 @@ class StraightSums:
         )
 
 
-def _located(arrays: list[Array], found: Array) -> list[Array]:
+def _located(arrays: list[Array], dtype: np.dtype[Any], found: Array) -> list[Array]:
     """Find where arrays begin, or copies whose elements lie one behind the other as C expects."""
-    if kernels.addresses(arrays, found):
+    if kernels.addresses(arrays, dtype, found):
         return arrays
     plain = [x if _is_plain(x) else np.array(x, order='C', subok=False) for x in arrays]
     found[:] = list(map(address_of, plain))

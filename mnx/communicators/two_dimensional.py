@@ -33,8 +33,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from mnx import packing
 from mnx.arrays import Array, empty_at, on_gpu
-from mnx.communicators import narrow, straight_sums
+from mnx.communicators import narrow
 from mnx.communicators.base import Communicator
 from mnx.communicators.choice import one_gpu_each
 from mnx.communicators.chunks import share
@@ -55,8 +56,8 @@ STRAIGHT_FROM = 32 * 1024  # on average of several arrays: each is found in othe
 ARRAY_FROM = 512 * 1024  # of a single array, which needs no packing
 ROWS_FROM = 2 * 1024 * 1024  # of all rows of a reduce-scatter
 STRAIGHT_CHUNK = 768 * 1024  # what is fetched, and its sum, stay in the cache of a core
-SHARE_IN_NODE = 256 * 1024  # of each chunk; more would not stay in the cache of a core
-CHUNK_IN_NODE = 1024 * 1024  # at most: each rank holds three of them
+SHARE_IN_NODE = 192 * 1024  # of each chunk; more would not stay in the cache of a core
+CHUNK_IN_NODE = 512 * 1024  # at most: each rank holds three of them
 CHUNK_ACROSS_NODES = 4 * 1024 * 1024
 KINDS_KEPT = 100  # of arrays, and what each way has taken for them
 
@@ -195,7 +196,7 @@ class TwoDimensionalCommunicator(Communicator):
         alone = max(map(len, self.topology.nodes)) == 1
         if op != 'sum' or sent.nbytes < from_bytes or on_gpu(sent) or alone:
             return []
-        return self._ways(plain=sent.dtype in straight_sums.DTYPES)
+        return self._ways(plain=sent.dtype in packing.DTYPES_IN_C)
 
     def sum_buffer(self, buffer: Array) -> None:
         """Replace a flat buffer by its sum over all ranks. Collective."""
@@ -283,4 +284,4 @@ def _is_plain(layout: Layout, dtype: np.dtype[Any] | None) -> bool:
     """Tell whether gradients are long, and summed in their own dtype, one that goes straight."""
     is_long = layout.nbytes >= STRAIGHT_FROM * len(layout.names)
     own = layout.dtypes
-    return is_long and own <= straight_sums.DTYPES and (dtype is None or own == {dtype})
+    return is_long and own <= packing.DTYPES_IN_C and (dtype is None or own == {dtype})

@@ -33,9 +33,20 @@ class Pending(Protocol):
 
 
 class SharedWindow(Protocol):
-    """Memory that all ranks of a node see: one slot of bytes (uint8) for each rank."""
+    """Memory that all ranks of a node see: one slot of bytes (uint8) for each rank.
+
+    Attributes
+    ----------
+    slots : list of array
+    places : array of int64 or None
+        Where the slots begin, for a loop in C that arrives by itself; None where it cannot.
+    looks : int
+        How often such a loop looks for a rank that has not come, before it lets `wait` do so.
+    """
 
     slots: list[Array]
+    places: Array | None
+    looks: int
 
     def arrive(self) -> None:
         """Tell the other ranks that this one has come to its next turn; do not wait for them."""

@@ -29,6 +29,8 @@ class LocalWindow:
 
     def __init__(self, nbytes: int) -> None:
         self.slots = [np.empty(nbytes, np.uint8)]
+        self.places: Array | None = None
+        self.looks = 1
 
     def arrive(self) -> None:
         pass

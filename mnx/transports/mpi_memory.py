@@ -23,7 +23,7 @@ import numpy as np
 from mpi4py import MPI
 
 from mnx import kernels
-from mnx.arrays import Array
+from mnx.arrays import Array, address_of
 from mnx.transports.waiting import waits
 
 _CACHE_LINE = 64
@@ -41,8 +41,9 @@ class _Patience:
     def __init__(self, comm: MPI.Comm) -> None:
         self._comm = comm
         # where a core has several ranks, the one that looks keeps another from writing
-        self.is_crowded = comm.size > len(set().union(*comm.allgather(_own_cores())))
-        self._looks = 1 if self.is_crowded else _LOOKS
+        is_crowded = comm.size > len(set().union(*comm.allgather(_own_cores())))
+        self._looks = 1 if is_crowded else _LOOKS
+        self.looks_in_c = 1 if is_crowded else _LOOKS_IN_C
 
     def wait_until(self, is_so: Callable[[], bool]) -> None:
         """Return when it is; it has just not been."""
@@ -68,44 +69,46 @@ class MpiSharedWindow:
 
     Before each slot is the number of turns at which its rank has arrived, in a cache line of its
     own. Ranks look at these numbers rather than call a barrier of MPI, which none can leave
-    before all are in it.
+    before all are in it. `kernels.sum_in_window` does so, too.
     """
 
     @waits
     def __init__(self, comm: MPI.Comm, nbytes: int) -> None:
         self._patience = _Patience(comm)
+        self.looks = self._patience.looks_in_c
         self._window = MPI.Win.Allocate_shared(
             _CACHE_LINE + nbytes, 1, comm=cast('MPI.Intracomm', comm)
         )
         self._window.Lock_all(MPI.MODE_NOCHECK)
         found: list[Any] = [self._window.Shared_query(rank)[0] for rank in range(comm.size)]
-        places = [np.frombuffer(memory, np.uint8) for memory in found]
-        self.slots = [place[_CACHE_LINE:] for place in places]
-        self._turns = [place[:8].data.cast('q') for place in places]
-        self._rank, self._turn = comm.rank, 0
+        parts = [np.frombuffer(memory, np.uint8) for memory in found]
+        self.slots = [part[_CACHE_LINE:] for part in parts]
+        self._turns = [part[:8].data.cast('q') for part in parts]
+        places = np.array(list(map(address_of, self.slots)), np.int64)
+        self.places = places if _kernel_works() else None
+        self._rank = comm.rank
         self._turns[self._rank][0] = 0
         self._window.Sync()
         comm.Barrier()
         self._window.Sync()
 
     def arrive(self) -> None:
-        self._turn += 1
         self._window.Sync()
-        self._turns[self._rank][0] = self._turn
+        self._turns[self._rank][0] += 1
 
     @waits
     def wait(self) -> None:
         for turn in self._turns:
-            if turn[0] < self._turn:
+            if not self._has_come(turn):
                 self._patience.wait_until(functools.partial(self._has_come, turn))
         self._window.Sync()
 
     def _has_come(self, turn: memoryview[int]) -> bool:
-        return turn[0] >= self._turn
+        return turn[0] >= self._turns[self._rank][0]
 
     @waits
     def close(self) -> None:
-        self.slots, self._turns = [], []
+        self.slots, self._turns, self.places = [], [], None
         self._window.Unlock_all()
         self._window.Free()
 
@@ -127,12 +130,11 @@ class Board:
         self._rows = np.frombuffer(memory, np.int64).reshape(comm.size, kernels.ROW)
         self._own = self._rows[comm.rank].data
         self._patience = _Patience(comm)
-        self._looks = 1 if self._patience.is_crowded else _LOOKS_IN_C
 
     def find_largest(self, words: Array) -> None:
         """Replace at most `ROOM` words by the largest of all ranks, each by its own. Collective."""
         turn = self._own[0] + 1  # not counted here: an error may come before the row is written
-        found = self._rows, self._rank, turn, words, self._looks
+        found = self._rows, self._rank, turn, words, self._patience.looks_in_c
         if not kernels.largest(*found):
             self._patience.wait_until(lambda: kernels.largest(*found))
 

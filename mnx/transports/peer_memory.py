@@ -20,7 +20,7 @@ from typing import cast
 import numpy as np
 
 from mnx import kernels
-from mnx.arrays import Array
+from mnx.arrays import Array, address_of
 from mnx.errors import TransportError
 from mnx.transports.base import Transport
 
@@ -84,11 +84,6 @@ class PeerMemory:
                 f'the memory of rank {rank}, process {self._pids[rank]}, could not be reached: '
                 f'{os.strerror(error)}. If it still runs, MNX_PEER_MEMORY=0 takes other ways.'
             )
-
-
-def address_of(array: Array) -> int:
-    """Return where an array begins."""
-    return int(array.__array_interface__['data'][0])
 
 
 _lent: dict[object, object] = {}

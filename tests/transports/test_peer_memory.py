@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from mnx import kernels
+from mnx.arrays import address_of
 from mnx.communicators import Communicator
 from mnx.transports import peer_memory
-from mnx.transports.peer_memory import _deliver, address_of, peer_memory_of
+from mnx.transports.peer_memory import _deliver, peer_memory_of
 from tests.peers import may_reach_others
 
 reaching = pytest.mark.skipif(not may_reach_others(), reason='Linux forbids it here')
@@ -142,10 +143,12 @@ def test_arrays_of_other_kinds_are_refused(number: int) -> None:
 
 @pytest.mark.skipif(not kernels.built, reason='there is no kernel')
 def test_addresses() -> None:
-    arrays = [np.zeros(3), np.zeros((2, 2), 'f4'), np.zeros(6)[1:]]
-    found = np.zeros(3, np.int64)
-    assert kernels.addresses(arrays, found)
+    arrays = [np.zeros(3), np.zeros((2, 2)), np.zeros(6)[1:]]
+    found, dtype = np.zeros(3, np.int64), arrays[0].dtype
+    assert kernels.addresses(arrays, dtype, found)
     assert found.tolist() == [address_of(x) for x in arrays]
-    for odd in (np.zeros(6)[::2], np.zeros(9, 'u1')[1:].view('f8'), [1.0], np.zeros(3, '>f4')):
-        assert not kernels.addresses([odd], found[:1])
-    assert not kernels.addresses(arrays, found[:2])
+    assert kernels.addresses([], dtype, found[:0])
+    odd = np.zeros(6)[::2], np.zeros(9, 'u1')[1:].view('f8'), [1.0], np.zeros(3, '>f8')
+    for x in (*odd, np.zeros(3, 'f4')):
+        assert not kernels.addresses([x], dtype, found[:1])
+    assert not kernels.addresses(arrays, dtype, found[:2])
