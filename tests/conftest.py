@@ -251,7 +251,7 @@ def shared_path(comm: Communicator, tmp_path: Path) -> Path:
 @pytest.fixture
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have NumPy do what loops in C would."""
-    for name in ('add', 'alike', 'gather', 'scatter', 'reach'):
+    for name in ('add', 'addresses', 'alike', 'gather', 'scatter', 'reach'):
         monkeypatch.setattr(kernels, name, lambda *_: False)
 
 

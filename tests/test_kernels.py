@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 from mnx import kernels, packing
+from mnx.arrays import address_of
 from tests.launching import alone, mpiexec
 
 needs_kernels = pytest.mark.skipif(
@@ -194,6 +195,29 @@ def test_sums_of_other_dtypes_are_left_to_numpy() -> None:
     for dtype in ('f2', 'i4', 'c8', '?'):
         x = np.ones(3, dtype)
         assert not kernels.add([x, x], x.copy(), 1.0, None)
+
+
+# --- a window --------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not kernels.built, reason='there is no kernel')
+@pytest.mark.parametrize('number', range(9))
+def test_a_window_of_other_kinds_is_refused(number: int) -> None:
+    x, memory = np.ones(8), np.zeros(100, np.int64)
+    slots = np.array([address_of(memory[8:]), address_of(memory[50:])])
+    places, borders = np.full((2, 1), address_of(x)), np.array([0, x.nbytes])
+    given = [slots, 0, 1, np.zeros(2, np.int64), places, borders, 64, 8, 1.0]
+    wrong = {0: slots[:1], 1: 2, 3: slots[:1], 4: places[:1], 5: borders[:1], 6: 4, 7: 2}
+    kinds = [None, 'a', [1], np.zeros(2, np.int32), np.zeros((1, 2, 1), np.int64)]
+    kinds += [wrong[number]] if number in wrong else []
+    for odd in kinds:
+        with pytest.raises((TypeError, ValueError)):
+            kernels.sum_in_window(*given[:number], odd, *given[number + 1 :])
+    with pytest.raises(TypeError):
+        kernels.sum_in_window(*given[:number])
+    assert not memory.any()
+    assert not kernels.sum_in_window(*given)  # the other rank has not come
+    assert memory[0] == 1
 
 
 # --- alike -----------------------------------------------------------------------------------

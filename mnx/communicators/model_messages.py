@@ -115,8 +115,7 @@ class ModelMessages(Endpoint):
             'multi_node_mean_grad', model, zero_fill, weight, fact
         )
         if self.size > 1 or self._config.allreduce_grad_dtype is not None:
-            with np.errstate(all='ignore'):  # as MPI: an error would be one rank's alone
-                self.mean_arrays(grads, layout, scaling)
+            self.mean_arrays(grads, layout, scaling)
         if chainer.is_debug():
             check_finite(layout.names, grads)
 
@@ -127,8 +126,8 @@ class ModelMessages(Endpoint):
         with self._meet(call) as meeting:
             layout, grads = self._table(call, model).gradients(zero_fill)
             wire = self._config.allreduce_grad_dtype
-            meeting.bring(fact, f'weighted={weight is not None}', f'allreduce_grad_dtype={wire}')
-            _bring_layout(meeting, layout)
+            given = f'weighted={weight is not None}', f'allreduce_grad_dtype={wire}'
+            _bring_layout(meeting, layout, fact, *given)
             if layout.whole_numbers:
                 raise DtypeError(
                     f'{call}: gradients are averaged, expected floating-point or complex numbers '
@@ -179,8 +178,7 @@ class ModelMessages(Endpoint):
         with self._meet(call) as meeting:
             root = self._rank(call, 'root', root)
             layout = Layout([name for name, _ in named], arrays)
-            meeting.bring(f'root={root}')
-            _bring_layout(meeting, layout)
+            _bring_layout(meeting, layout, f'root={root}')
         for bucket in layout.copy_plan(self.pack_below):
             buffer = self._packer.pack(bucket, arrays)
             self._arrays.broadcast(buffer.view(np.uint8), root)
@@ -201,6 +199,10 @@ class ModelMessages(Endpoint):
 
     def mean_arrays(self, arrays: list[Array], layout: Layout, scaling: Scaling) -> None:
         """Replace arrays by their mean over all ranks, in place. Collective."""
+        with np.errstate(all='ignore'):  # as MPI: an error would be one rank's alone
+            self._mean_by_buckets(arrays, layout, scaling)
+
+    def _mean_by_buckets(self, arrays: list[Array], layout: Layout, scaling: Scaling) -> None:
         wire = self._config.allreduce_grad_dtype
         between_nodes = self.narrow_wire() if layout.place == 'cpu' else None
         as_it_is = self.sums_half and layout.place == 'gpu'
@@ -215,13 +217,17 @@ class ModelMessages(Endpoint):
                 divisor = 1.0
             self._packer.unpack(bucket, buffer, arrays, divisor, batched=batched)
 
+    @functools.cached_property
+    def _equal_shares(self) -> Scaling:
+        return Scaling(1.0, self.size)
+
     def _scaling(self, weight: float | None) -> Scaling:
         if weight is None:
-            return Scaling(1.0, self.size)
+            return self._equal_shares
         weights = np.empty(self.size, np.float64)
         self._control.all_gather(np.array([weight], np.float64), weights, [1] * self.size)
         if (weights == weights[0]).all() and weight > 0:
-            return Scaling(1.0, self.size)
+            return self._equal_shares
         total = float(weights.sum())
         if total == 0:
             raise ArgumentError(
@@ -232,8 +238,8 @@ class ModelMessages(Endpoint):
         return Scaling(weight / largest, total / largest, weighted=True)
 
 
-def _bring_layout(meeting: Meeting, layout: Layout) -> None:
-    meeting.bring(f'{len(layout.names)} arrays layout={layout.digest:08x}')
+def _bring_layout(meeting: Meeting, layout: Layout, *facts: str) -> None:
+    meeting.bring(*facts, layout.brief)
     meeting.detail(layout.describe)
 
 

@@ -26,7 +26,7 @@ get the same bits, every time. See ``benchmarks/`` for what it takes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -68,18 +68,17 @@ class Part:
         Which elements of the arrays it is.
     sent : array
         Where in the window this rank puts them.
-    row : Row or None
-        Where in the window their sum lies, in the shapes of the arrays; None if only one rank
-        wants it, which sums them straight into its own array.
+    row : Row
+        Where in the window their sum lies, in the shapes of the arrays.
     """
 
     stretch: Stretch
     sent: Array
-    row: Row | None
+    row: Row
 
     def copy_out(self, into: list[Array]) -> None:
         """Copy the sum into arrays, if there are any."""
-        if into and self.row is not None:
+        if into:
             self.row.copy_to(self.stretch.of(into))
 
 
@@ -94,15 +93,12 @@ class Chunk:
     inputs : list of array
         That share of every rank in the window.
     others : list of Part
-        What it copies in for the others.
-    wanted : list of Part
-        What it copies out when they have summed it.
+        What it copies in for the others, and out when they have summed it.
     """
 
     own: Part
     inputs: list[Array]
     others: list[Part]
-    wanted: list[Part]
 
     def cut(self) -> list[int]:
         """Return which arrays are cut."""
@@ -118,16 +114,11 @@ class Plan:
     chunks : list of Chunk
     borders : array of int64
         Where, in bytes, the arrays would begin in a row, and end.
-    in_c : bool
-        Whether `kernels.sum_in_window` can do it.
     cut : list of int
         The arrays that are cut somewhere, which takes contiguous ones.
     """
 
-    def __init__(
-        self, line: Line, dtype: np.dtype[Any], chunks: list[Chunk], *, by_shares: bool
-    ) -> None:
-        self.in_c = by_shares and dtype in DTYPES_IN_C
+    def __init__(self, line: Line, dtype: np.dtype[Any], chunks: list[Chunk]) -> None:
         self.dtype = dtype
         self.borders = np.array(line.borders, np.int64) * dtype.itemsize
         self.chunks = chunks
@@ -161,7 +152,7 @@ class NodeWindow:
         line, length = Line(shapes), self._chunk_bytes // dtype.itemsize
         borders = itertools.pairwise([*range(0, line.length, length), line.length])
         chunks = [self._chunk(line, dtype, k, *ends) for k, ends in enumerate(borders)]
-        return Plan(line, dtype, chunks, by_shares=self._owners == self._size)
+        return Plan(line, dtype, chunks)
 
     def sum(
         self,
@@ -180,8 +171,9 @@ class NodeWindow:
 
     def _sum_in_c(self, plan: Plan, arrays: list[Array], into: list[Array], steps: Steps) -> bool:
         """Do all of `_sum` at once; or nothing, where arrays or steps are not for that."""
-        divisor, slots = steps.divisor(), self._window.places
-        if not plan.in_c or slots is None or divisor is None or steps.changes_input():
+        slots = self._window.places if plan.dtype in DTYPES_IN_C else None
+        divisor = None if steps.changes_input() else steps.divisor()
+        if slots is None or divisor is None or self._owners < self._size:
             return False
         places = np.zeros((2, len(arrays)), np.int64)
         both = (arrays, places[0]), (into, places[1, : len(into)])
@@ -207,14 +199,15 @@ class NodeWindow:
 
     def sum_flat(self, sent: Array, into: Array | None, steps: Steps) -> None:
         """Put the sum of flat arrays `into` another, on the ranks that want it. Collective."""
-        plan = self._kept(self._plan_of_one, sent.size, sent.dtype)
+        key = sent.size, sent.dtype
+        plan = self._plans.get(key) or self._keep(key, self.plan([sent.shape], sent.dtype))
         self.sum(plan, [sent], steps, [] if into is None else [into])
 
-    def sum_rows(self, sent: Array, into: Array, steps: Steps) -> None:
-        """Put the sum of the ranks' r-th rows `into` an array of rank r. Collective."""
-        rows = sent.reshape(self._size, -1)
-        plan = self._kept(self._plan_of_rows, rows.shape[1], sent.dtype)
-        self.sum(plan, list(rows), steps, [into] * self._size)
+    def _keep(self, key: object, plan: Plan) -> Plan:
+        if sum(len(known.chunks) for known in self._plans.values()) >= KEPT:
+            self._plans.clear()
+        self._plans[key] = plan
+        return plan
 
     def _sum(self, plan: Plan, arrays: list[Array], into: list[Array], steps: Steps) -> None:
         chunks, count = plan.chunks, len(plan.chunks)
@@ -242,22 +235,12 @@ class NodeWindow:
         places = [own, slice(0, own.start), slice(own.stop, stop - start)]
         mine, *others = [self._part(line, dtype, k, place, start + place.start) for place in places]
         others = [part for part in others if part.stretch.length]
-        return Chunk(mine, self._inputs(dtype, k, own), others, others)
+        return Chunk(mine, self._inputs(dtype, k, own), others)
 
-    def _part(
-        self,
-        line: Line,
-        dtype: np.dtype[Any],
-        k: int,
-        place: slice,
-        start: int,
-        is_shared: bool = True,
-    ) -> Part:
+    def _part(self, line: Line, dtype: np.dtype[Any], k: int, place: slice, start: int) -> Part:
         """Return the elements from `start` on that go through a place in the buffers of chunk k."""
         stretch = line.stretch(start, start + place.stop - place.start)
         sent = self._buffer(dtype, self._rank, k % BUFFERS)[place]
-        if not is_shared:
-            return Part(stretch, sent, None)
         result = self._buffer(dtype, 0, BUFFERS + k % BUFFERS)[place]
         return Part(stretch, sent, Row(result, stretch.shapes(line.shapes)))
 
@@ -273,42 +256,11 @@ class NodeWindow:
             self._buffers[dtype, rank, number] = found
         return found
 
-    def _plan_of_one(self, length: int, dtype: np.dtype[Any]) -> Plan:
-        return self.plan([(length,)], dtype)
-
-    def _plan_of_rows(self, length: int, dtype: np.dtype[Any]) -> Plan:
-        line, step = Line([(length,)] * self._size), self._chunk_bytes // dtype.itemsize
-        borders = itertools.pairwise([*range(0, length, step // self._size), length])
-        chunks = [self._chunk_of_rows(line, dtype, k, *ends) for k, ends in enumerate(borders)]
-        return Plan(line, dtype, chunks, by_shares=False)
-
-    def _kept(
-        self, make: Callable[[int, np.dtype[Any]], Plan], length: int, dtype: np.dtype[Any]
-    ) -> Plan:
-        key = make, length, dtype
-        if key not in self._plans:
-            if sum(len(plan.chunks) for plan in self._plans.values()) >= KEPT:
-                self._plans.clear()
-            self._plans[key] = make(length, dtype)
-        return self._plans[key]
-
-    def _chunk_of_rows(
-        self, line: Line, dtype: np.dtype[Any], k: int, start: int, stop: int
-    ) -> Chunk:
-        length, step = line.length // self._size, stop - start
-        places = [slice(r * step, (r + 1) * step) for r in range(self._size)]
-        parts = [
-            self._part(line, dtype, k, place, r * length + start, is_shared=False)
-            for r, place in enumerate(places)
-        ]
-        mine = parts.pop(self._rank)
-        return Chunk(mine, self._inputs(dtype, k, places[self._rank]), parts, [])
-
     def _sum_share(
         self, chunk: Chunk, arrays: list[Array], into: list[Array], steps: Steps
     ) -> None:
         own, parts = chunk.own, chunk.inputs
-        total = own.stretch.of(into)[0] if own.row is None else own.row.buffer
+        total = own.row.buffer
         views = own.stretch.of(arrays)
         flat = None if steps.changes_input() else _as_it_is(views, total)
         if flat is None:
@@ -319,8 +271,7 @@ class NodeWindow:
             parts[self._rank] = flat
         # and out again, while the core has it in its cache
         divisor = steps.divisor()
-        keeps = own.row is not None and divisor is not None and bool(into)
-        twin = _as_it_is(own.stretch.of(into), total) if keeps else None
+        twin = None if divisor is None or not into else _as_it_is(own.stretch.of(into), total)
         add_up(parts, total, 1.0 if divisor is None else divisor, twin)
         if divisor is None:
             steps.after(total)
@@ -336,7 +287,7 @@ def _copy_in(chunk: Chunk, arrays: list[Array], steps: Steps, scales: bool) -> N
 
 
 def _copy_out(chunk: Chunk, into: list[Array]) -> None:
-    for part in chunk.wanted:
+    for part in chunk.others:
         part.copy_out(into)
 
 

@@ -42,6 +42,8 @@ class Layout:
         Where all of them are: 'cpu' or 'gpu'.
     digest : int
         Equal on ranks with equal layouts.
+    brief : str
+        The digest, and of how many arrays, for messages.
     nbytes : int
         Of all arrays together.
     whole_numbers : list of str
@@ -56,6 +58,7 @@ class Layout:
         self.place = place_of(*arrays)
         described = [(n, s, d.str) for n, (s, d) in zip(self.names, self.kinds, strict=True)]
         self.digest = zlib.crc32(f'{self.place}{described}'.encode())
+        self.brief = f'{len(self.names)} arrays layout={self.digest:08x}'
         self.nbytes = sum(x.nbytes for x in arrays)
         self.whole_numbers = [n for n, (_, d) in zip(names, self.kinds, strict=True) if is_whole(d)]
         self._plans: dict[tuple[np.dtype[Any] | None, float, bool], list[Bucket]] = {}

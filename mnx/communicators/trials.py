@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections import deque
 
-WARM_UP = 1  # calls of each way that are not counted: they make what the next ones use
+WARM_UP = 1  # calls of each way that are not timed: they make what the next ones use
 TRIALS = 3  # calls of each way before there is a choice, and how many of the last ones count
+EVERY = 4  # of so many calls of the quickest way, one is timed: that takes a meeting
 PATIENCE = 32  # calls until a way is tried again that took as long; in proportion, if longer
 
 
@@ -20,32 +21,40 @@ class Trials:
 
     >>> trials = Trials(2)
     >>> for _ in range(8):
-    ...     way = trials.choose()
-    ...     trials.tell(way, 1.0 if way == 0 else 2.0)
-    >>> trials.choose()
+    ...     way, is_timed = trials.choose()
+    ...     if is_timed:
+    ...         trials.tell(way, 1.0 if way == 0 else 2.0)
+    >>> trials.choose()[0]
     0
     """
 
     def __init__(self, ways: int) -> None:
         self._times: list[deque[float]] = [deque(maxlen=TRIALS) for _ in range(ways)]
+        self._scores = [0.0] * ways
         self._calls = [0] * ways
         self._idle = [0] * ways  # calls of others since its last one
 
-    def choose(self) -> int:
-        """Return the number of the way to go now."""
-        ways = range(len(self._calls))
-        least = min(ways, key=self._calls.__getitem__)
-        if self._calls[least] < WARM_UP + TRIALS:
-            return least
-        scores = [min(times) for times in self._times]  # what delays a call has not to do with it
-        best = min(ways, key=scores.__getitem__)
-        due = [w for w in ways if self._idle[w] * scores[best] > PATIENCE * scores[w]]
-        return due[0] if due else best
+    def choose(self) -> tuple[int, bool]:
+        """Return the number of the way to go now, and whether `tell` has to know of this call."""
+        way, is_steady = self._next()
+        self._calls[way] += 1
+        self._idle = [idle + 1 for idle in self._idle]
+        self._idle[way] = 0
+        calls = self._calls[way]
+        return way, calls % EVERY == 0 if is_steady else calls > WARM_UP
 
     def tell(self, way: int, took: float) -> None:
         """Note how long a call by that way took, in whatever unit."""
-        self._calls[way] += 1
-        if self._calls[way] > WARM_UP:
-            self._times[way].append(took)
-        for other in range(len(self._idle)):
-            self._idle[other] = 0 if other == way else self._idle[other] + 1
+        self._times[way].append(took)
+        self._scores[way] = min(self._times[way])  # what delays a call has not to do with its way
+
+    def _next(self) -> tuple[int, bool]:
+        """Return the way to go, and whether that is so because it is the quickest."""
+        fewest = min(self._calls)
+        if fewest < WARM_UP + TRIALS:
+            return self._calls.index(fewest), False
+        least = min(self._scores)
+        for way, score in enumerate(self._scores):
+            if self._idle[way] * least > PATIENCE * score:
+                return way, False
+        return self._scores.index(least), True

@@ -51,11 +51,13 @@ from mnx.transports.base import Transport
 from mnx.transports.nccl import NcclTransport
 from mnx.transports.peer_memory import peer_memory_of
 
-WINDOW_FROM = 32 * 1024
+WINDOW_FROM_IN_NODE = 8 * 1024
+WINDOW_FROM_ACROSS_NODES = 32 * 1024
 STRAIGHT_FROM = 32 * 1024  # on average of several arrays: each is found in other processes anew
-ARRAY_FROM = 512 * 1024  # of a single array, which needs no packing
-ROWS_FROM = 2 * 1024 * 1024  # of all rows of a reduce-scatter
-STRAIGHT_CHUNK = 768 * 1024  # what is fetched, and its sum, stay in the cache of a core
+ARRAY_FROM_IN_NODE = 16 * 1024  # of a single array, which needs no packing
+ARRAY_FROM_ACROSS_NODES = 512 * 1024
+ROWS_FROM = 128 * 1024  # of all rows of a reduce-scatter, in one node
+STRAIGHT_CHUNK = 384 * 1024  # what is fetched, and its sum, stay in the cache of a core
 SHARE_IN_NODE = 192 * 1024  # of each chunk; more would not stay in the cache of a core
 CHUNK_IN_NODE = 512 * 1024  # at most: each rank holds three of them
 CHUNK_ACROSS_NODES = 4 * 1024 * 1024
@@ -120,7 +122,8 @@ class TwoDimensionalCommunicator(Communicator):
     def mean_arrays(self, arrays: list[Array], layout: Layout, scaling: Scaling) -> None:
         """Replace arrays by their mean over all ranks, in place. Collective."""
         on_cpu = layout.place == 'cpu'  # as on all ranks, which have compared it
-        if layout.nbytes < WINDOW_FROM or self.size == 1 or not on_cpu:
+        shortest = WINDOW_FROM_IN_NODE if self.inter_size == 1 else WINDOW_FROM_ACROSS_NODES
+        if layout.nbytes < shortest or self.size == 1 or not on_cpu:
             super().mean_arrays(arrays, layout, scaling)
             return
         dtype = self._config.allreduce_grad_dtype  # `set_config` may have changed it
@@ -152,14 +155,22 @@ class TwoDimensionalCommunicator(Communicator):
         if len(ways) == 1:
             go(ways[0])
             return
-        if kind not in self._trials and len(self._trials) >= KINDS_KEPT:
-            self._trials.clear()
-        trials = self._trials.setdefault(kind, Trials(len(ways)))
-        way, start = trials.choose(), perf_counter_ns()
+        trials = self._trials.get(kind) or self._remember(kind, Trials(len(ways)))
+        way, is_timed = trials.choose()
+        if not is_timed:
+            go(ways[way])
+            return
+        start = perf_counter_ns()
         go(ways[way])
         words = np.array([start - perf_counter_ns()], np.int64)
         self._control.find_largest(words)  # the shortest time: the others waited for that rank
         trials.tell(way, -float(words[0]))
+
+    def _remember(self, kind: Hashable, trials: Trials) -> Trials:
+        if len(self._trials) >= KINDS_KEPT:
+            self._trials.clear()
+        self._trials[kind] = trials
+        return trials
 
     @functools.cached_property
     def _trials(self) -> dict[Hashable, Trials]:
@@ -167,14 +178,20 @@ class TwoDimensionalCommunicator(Communicator):
 
     def _steps(self, scaling: Scaling, wire: np.dtype[Any] | None = None) -> AcrossNodes:
         inter = self.groups.inter if self.inter_size > 1 else None
-        return AcrossNodes(scaling, inter, wire, max(map(len, self.topology.nodes)))
+        return AcrossNodes(scaling, inter, wire, self._largest_node)
+
+    @functools.cached_property
+    def _largest_node(self) -> int:
+        return max(map(len, self.topology.nodes))
 
     def reduce_flat(
         self, sent: Array, into: Array | None, op: str, root: int | None = None
     ) -> None:
         """Put the reduction `into` an array of the root, or of every rank. Collective."""
         one_way = root is not None and self.inter_size > 1  # nothing has to come back
-        ways = [] if one_way else self._ways_of_array(sent, op, ARRAY_FROM)
+        shortest = ARRAY_FROM_IN_NODE if self.inter_size == 1 else ARRAY_FROM_ACROSS_NODES
+        in_nodes = self._may_be_summed(sent, op, shortest) and not one_way
+        ways = self._ways(plain=sent.dtype in packing.DTYPES_IN_C) if in_nodes else []
         if not ways:
             super().reduce_flat(sent, into, op, root)
             return
@@ -183,20 +200,18 @@ class TwoDimensionalCommunicator(Communicator):
 
     def reduce_rows(self, sent: Array, into: Array, counts: Sequence[int], op: str) -> None:
         """Reduce a row of `counts` elements for each rank; put this rank's there. Collective."""
-        in_node = self.inter_size == 1 and self.owners() == self.size and len(set(counts)) == 1
-        ways = self._ways_of_array(sent, op, ROWS_FROM) if in_node else []
-        if not ways:
+        is_plain = sent.dtype in packing.DTYPES_IN_C and len(set(counts)) == 1
+        in_node = is_plain and self._may_be_summed(sent, op, ROWS_FROM)
+        straight = self._straight if in_node else None
+        if straight is None:
             super().reduce_rows(sent, into, counts, op)
-            return
-        steps, kind = self._steps(_AS_IT_IS), ('rows', sent.size, sent.dtype)
-        self._go_the_quickest(ways, kind, lambda way: way.sum_rows(sent, into, steps))
+        else:
+            straight.sum_rows(sent, into, self._steps(_AS_IT_IS))
 
-    def _ways_of_array(self, sent: Array, op: str, from_bytes: int) -> list[SumsInNode]:
-        """Return what sums a flat array faster than MPI, if anything does. Collective."""
-        alone = max(map(len, self.topology.nodes)) == 1
-        if op != 'sum' or sent.nbytes < from_bytes or on_gpu(sent) or alone:
-            return []
-        return self._ways(plain=sent.dtype in packing.DTYPES_IN_C)
+    def _may_be_summed(self, sent: Array, op: str, from_bytes: int) -> bool:
+        """Tell whether a flat array may go another way than by MPI."""
+        has_peers = self._largest_node > 1 and not on_gpu(sent)
+        return has_peers and op == 'sum' and sent.nbytes >= from_bytes
 
     def sum_buffer(self, buffer: Array) -> None:
         """Replace a flat buffer by its sum over all ranks. Collective."""

@@ -25,6 +25,7 @@ the error on one rank and not on another.
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 import sys
@@ -209,7 +210,7 @@ class Meeting:
     def _all_equal(self, failed: bool = False) -> bool:
         meetings, sequence = self._meetings, self._sequence
         if self._digest is None:
-            self._digest = zlib.crc32(self._call.encode())
+            self._digest = _digest_of(self._call)
         digest = self._digest
         numbers = _NUMBERS.pack(failed, sequence, digest, -sequence, -digest)
         brought = numbers + self._cargo
@@ -247,6 +248,11 @@ class Meeting:
             self._detail and self._detail(),
             [block._sequence for block in meetings.blocks],
         )
+
+
+@functools.lru_cache(256)  # the same calls come again in every step
+def _digest_of(call: str) -> int:
+    return zlib.crc32(call.encode())
 
 
 def public_class(error: BaseException | None) -> type[MnxError] | None:

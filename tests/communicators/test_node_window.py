@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import time
 
 import chainer
 import numpy as np
 import pytest
 
-from mnx import testing
+from mnx import kernels, testing
 from mnx.communicators import Communicator, two_dimensional
+from mnx.communicators.model_messages import Scaling
 from mnx.communicators.node_window import NodeWindow
 from mnx.communicators.straight_sums import StraightSums
+from mnx.communicators.two_dimensional import AcrossNodes
 from tests.peers import may_reach_others
 
 pytestmark = pytest.mark.usefixtures('way')
@@ -48,7 +52,8 @@ def test_many_chunks(
     comm: Communicator, monkeypatch, name: str, dtypes: list[str], chunk: int
 ) -> None:
     """Short chunks: many of them, arrays that go over several, chunks that hold several."""
-    monkeypatch.setattr(two_dimensional, 'WINDOW_FROM', 0)
+    monkeypatch.setattr(two_dimensional, 'WINDOW_FROM_IN_NODE', 0)
+    monkeypatch.setattr(two_dimensional, 'WINDOW_FROM_ACROSS_NODES', 0)
     monkeypatch.setattr(two_dimensional, 'STRAIGHT_CHUNK', chunk)
     monkeypatch.setattr(two_dimensional, 'CHUNK_IN_NODE', chunk)
     monkeypatch.setattr(two_dimensional, 'CHUNK_ACROSS_NODES', chunk)
@@ -95,6 +100,104 @@ def test_a_parameter_with_two_names(training_comm: Communicator, weighted: bool)
         np.testing.assert_allclose(param.grad, expected, rtol=1e-6)
 
 
+BORDERS = [  # of arrays, shares and chunks, in every order
+    [(1,)],
+    [(16,)],
+    [(3,), (), (2, 2), (1, 1), (5,)],
+    [(100,), (7,), (0, 3), (1,), (64,), (33,)],
+    [(2,)] * 40,
+]
+
+
+@pytest.mark.needs_ranks(2)
+@pytest.mark.skipif(not kernels.built, reason='there is no kernel')
+@pytest.mark.parametrize('dtype', ['f4', 'f8'])
+@pytest.mark.parametrize('chunk', [64, 96, 1024])
+@pytest.mark.parametrize('by_c', ['all', 'none', 'even ranks', 'the last rank'])
+@pytest.mark.parametrize('way', ['window'], indirect=True)
+def test_ranks_may_sum_by_c_or_by_python(
+    comm: Communicator, by_c: str, chunk: int, dtype: str
+) -> None:
+    """To the same bits, with each other, in place or into other arrays, which not all want."""
+    rank, size = comm.rank, comm.size
+    in_c = {'all': True, 'even ranks': rank % 2 == 0, 'the last rank': rank == size - 1}
+    window = NodeWindow(comm.groups.intra, size, chunk)
+    rng = np.random.default_rng(7)
+    for shapes, divisor in itertools.product(BORDERS, (1.0, 4.0, 3.0)):
+        parts = [
+            [rng.standard_normal(shape).astype(dtype) for shape in shapes] for _ in range(size)
+        ]
+        expected = [
+            functools.reduce(np.add, xs) / np.dtype(dtype).type(divisor)
+            for xs in zip(*parts, strict=True)
+        ]
+        steps = AcrossNodes(Scaling(1.0, divisor), None, None, size)
+        plan = window.plan(shapes, np.dtype(dtype))
+        for into in ('itself', 'others', 'of one rank'):
+            given = [x.copy() for x in parts[rank]]
+            wants = into != 'of one rank' or rank == divisor % size
+            targets = [np.zeros_like(x) for x in given] if wants else []
+            targets = given if into == 'itself' else targets
+            if in_c.get(by_c):
+                assert window._sum_in_c(plan, given, targets, steps)
+            else:
+                window._sum_in_python(plan, given, steps, None if into == 'itself' else targets)
+            for found, right in zip(targets, expected, strict=False):
+                assert found.tobytes() == right.tobytes()
+            if into != 'itself':
+                assert all(
+                    x.tobytes() == y.tobytes() for x, y in zip(given, parts[rank], strict=True)
+                )
+    window.close()
+
+
+@pytest.mark.needs_ranks(2)
+@pytest.mark.skipif(not kernels.built, reason='there is no kernel')
+@pytest.mark.parametrize('way', ['window', 'numpy'], indirect=True)
+def test_what_goes_by_c(comm: Communicator, monkeypatch, way: str) -> None:
+    """Plain arrays that are only added and divided; all else by Python, to the same sums."""
+    went: list[bool] = []
+    method = NodeWindow._sum_in_c
+    monkeypatch.setattr(NodeWindow, '_sum_in_c', lambda *a: (went.append(method(*a)), went[-1])[1])
+    monkeypatch.setattr(two_dimensional, 'WINDOW_FROM_IN_NODE', 0)
+    monkeypatch.setattr(two_dimensional, 'WINDOW_FROM_ACROSS_NODES', 0)
+
+    def goes_by_c(dtype: str, **options: object) -> set[bool]:
+        went.clear()
+        model = model_with([500, 30], [dtype], comm.rank)
+        if options.pop('strided', False):
+            model.p0.grad = np.repeat(model.p0.grad, 2)[::2]
+        weight = options.pop('weight', None)
+        with testing.create_on_nodes('two_dimensional', [comm.size], **options) as made:
+            made.multi_node_mean_grad(model, weight=weight)
+        return set(went)
+
+    assert goes_by_c('f4') == goes_by_c('f8') == {way == 'window'}
+    assert goes_by_c('f2') == goes_by_c('c8') == {False}
+    assert goes_by_c('f4', strided=True) == {False}
+    assert goes_by_c('f4', allreduce_grad_dtype='float64') == {False}
+    has_largest = comm.rank == comm.size - 1  # weights are relative to that one's
+    assert goes_by_c('f4', weight=1.0 + comm.rank) == {way == 'window' and has_largest}
+
+
+@pytest.mark.limit(20)
+@pytest.mark.needs_ranks(2)
+@pytest.mark.parametrize('way', ['window'], indirect=True)
+def test_a_rank_may_be_late_in_every_chunk(comm: Communicator) -> None:
+    """The others come back from C to wait, and go on where they were."""
+    window = NodeWindow(comm.groups.intra, comm.size, 64)
+    x = numbers(comm.rank, 200, 'f4')
+    plan = window.plan([x.shape], x.dtype)
+    if comm.rank == comm.size - 1:
+        arrive = window._window.arrive
+        window._window.arrive = lambda: (time.sleep(0.02), arrive())  # type: ignore[method-assign]
+        window._sum_in_python(plan, [x], AcrossNodes(Scaling(1.0, 1.0), None, None, 1), None)
+    else:
+        window.sum(plan, [x], AcrossNodes(Scaling(1.0, 1.0), None, None, 1))
+    np.testing.assert_array_equal(x, sum(numbers(r, 200, 'f4') for r in range(comm.size)))
+    window.close()
+
+
 def test_same_bits_from_run_to_run(comm: Communicator) -> None:
     with testing.create_on_nodes('two_dimensional', [2]) as made:
         results = []
@@ -108,7 +211,8 @@ def test_same_bits_from_run_to_run(comm: Communicator) -> None:
 @pytest.fixture(params=[256, 4096])
 def for_all(request: pytest.FixtureRequest, monkeypatch) -> None:
     """Arrays of any length go that way, chunk by chunk."""
-    monkeypatch.setattr(two_dimensional, 'ARRAY_FROM', 1)
+    monkeypatch.setattr(two_dimensional, 'ARRAY_FROM_IN_NODE', 1)
+    monkeypatch.setattr(two_dimensional, 'ARRAY_FROM_ACROSS_NODES', 1)
     monkeypatch.setattr(two_dimensional, 'ROWS_FROM', 1)
     monkeypatch.setattr(two_dimensional, 'STRAIGHT_CHUNK', request.param)
     monkeypatch.setattr(two_dimensional, 'CHUNK_IN_NODE', request.param)
@@ -125,7 +229,8 @@ def numbers(rank: int, size: int, dtype: str) -> np.ndarray:
 @pytest.mark.usefixtures('for_all')
 def test_arrays_go_that_way(comm: Communicator, monkeypatch, way: str, dtype: str) -> None:
     went: list[str] = []
-    for owner, name in itertools.product((NodeWindow, StraightSums), ('sum_flat', 'sum_rows')):
+    straight = (StraightSums, 'sum_flat'), (StraightSums, 'sum_rows')
+    for owner, name in ((NodeWindow, 'sum_flat'), *straight):
         method = getattr(owner, name)
         told = f'{owner.__name__}.{name}'
         monkeypatch.setattr(owner, name, lambda *a, m=method, t=told: (went.append(t), m(*a))[1])
@@ -149,8 +254,8 @@ def test_arrays_go_that_way(comm: Communicator, monkeypatch, way: str, dtype: st
                 np.testing.assert_array_equal(x, numbers(comm.rank, size, dtype))
     if comm.size > 1:
         goes_straight = way == 'straight' and dtype in ('f2', 'f4', 'f8') and may_reach_others()
-        owners = ['NodeWindow', 'StraightSums'] if goes_straight else ['NodeWindow']
-        assert set(went) == {f'{o}.{name}' for o in owners for name in ('sum_flat', 'sum_rows')}
+        both = {f'{owner.__name__}.{name}' for owner, name in straight} if goes_straight else set()
+        assert set(went) == {'NodeWindow.sum_flat', *both}
     else:
         assert not went
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from mnx.communicators.trials import PATIENCE, TRIALS, WARM_UP, Trials
+from mnx.communicators.trials import EVERY, PATIENCE, TRIALS, WARM_UP, Trials
 from tests.launching import alone
 
 pytestmark = alone
@@ -14,8 +14,10 @@ def go(trials: Trials, seconds: list[float], calls: int) -> list[int]:
     """Return which way was taken in each call, if they take so long."""
     taken = []
     for _ in range(calls):
-        taken.append(trials.choose())
-        trials.tell(taken[-1], seconds[taken[-1]])
+        way, is_timed = trials.choose()
+        taken.append(way)
+        if is_timed:
+            trials.tell(way, seconds[way])
     return taken
 
 
@@ -36,15 +38,24 @@ def test_what_the_first_calls_take_is_not_counted() -> None:
 def test_a_single_delay_does_not_count() -> None:
     trials = Trials(2)
     go(trials, [1.0, 2.0], 2 * (WARM_UP + TRIALS))
-    go(trials, [100.0, 2.0], 1)
+    go(trials, [100.0, 2.0], EVERY)  # of which one is timed
     assert go(trials, [1.0, 2.0], 5) == [0] * 5
+
+
+def test_few_calls_are_timed_once_there_is_a_choice() -> None:
+    trials = Trials(2)
+    go(trials, [1.0, 2.0], 2 * (WARM_UP + TRIALS))
+    timed = [trials.choose() == (0, True) for _ in range(5 * EVERY)]
+    assert sum(timed) == 5
 
 
 def test_the_one_that_has_become_slow_is_left() -> None:
     trials = Trials(2)
     go(trials, [1.0, 2.0], 2 * (WARM_UP + TRIALS))
-    taken = go(trials, [4.0, 2.0], TRIALS + 5)
-    assert taken == [0] * TRIALS + [1] * 5
+    taken = go(trials, [4.0, 2.0], TRIALS * EVERY + 5)
+    left = taken.index(1)
+    assert TRIALS * EVERY - EVERY < left <= TRIALS * EVERY
+    assert set(taken[left:]) == {1}
 
 
 def test_the_one_that_has_become_quick_is_found() -> None:
@@ -73,8 +84,10 @@ def test_the_choice_follows_from_what_it_was_told() -> None:
     for trials in (Trials(2), Trials(2)):
         made = []
         for seconds in times:
-            made.append(trials.choose())
-            trials.tell(made[-1], seconds)
+            way, is_timed = trials.choose()
+            made.append(way)
+            if is_timed:
+                trials.tell(way, seconds)
         choices.append(made)
     assert choices[0] == choices[1]
     assert len(set(itertools.chain(*choices))) == 2
