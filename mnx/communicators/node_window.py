@@ -25,8 +25,9 @@ get the same bits, every time. See ``benchmarks/`` for what it takes.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -111,18 +112,26 @@ class Plan:
     Attributes
     ----------
     dtype : numpy.dtype
-    chunks : list of Chunk
     borders : array of int64
         Where, in bytes, the arrays would begin in a row, and end.
-    cut : list of int
-        The arrays that are cut somewhere, which takes contiguous ones.
     """
 
-    def __init__(self, line: Line, dtype: np.dtype[Any], chunks: list[Chunk]) -> None:
+    def __init__(
+        self, line: Line, dtype: np.dtype[Any], make_chunks: Callable[[], list[Chunk]]
+    ) -> None:
         self.dtype = dtype
         self.borders = np.array(line.borders, np.int64) * dtype.itemsize
-        self.chunks = chunks
-        self.cut = sorted({i for chunk in chunks for i in chunk.cut()})
+        self._make_chunks = make_chunks
+
+    @functools.cached_property
+    def chunks(self) -> list[Chunk]:
+        """The chunks, for the loop in Python; the one in C finds them by itself."""
+        return self._make_chunks()
+
+    @functools.cached_property
+    def cut(self) -> list[int]:
+        """The arrays that are cut somewhere, which takes contiguous ones."""
+        return sorted({i for chunk in self.chunks for i in chunk.cut()})
 
 
 class NodeWindow:
@@ -146,13 +155,17 @@ class NodeWindow:
         self._window: SharedWindow = intra.allocate_shared(2 * BUFFERS * chunk_bytes)
         self._buffers: dict[Any, Array] = {}
         self._plans: dict[Any, Plan] = {}
+        self._kept = 0  # chunks of them
 
     def plan(self, shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any]) -> Plan:
         """Cut arrays of these shapes, summed in `dtype`, into chunks for this rank."""
         line, length = Line(shapes), self._chunk_bytes // dtype.itemsize
-        borders = itertools.pairwise([*range(0, line.length, length), line.length])
-        chunks = [self._chunk(line, dtype, k, *ends) for k, ends in enumerate(borders)]
-        return Plan(line, dtype, chunks)
+
+        def make_chunks() -> list[Chunk]:
+            borders = itertools.pairwise([*range(0, line.length, length), line.length])
+            return [self._chunk(line, dtype, k, *ends) for k, ends in enumerate(borders)]
+
+        return Plan(line, dtype, make_chunks)
 
     def sum(
         self,
@@ -204,9 +217,11 @@ class NodeWindow:
         self.sum(plan, [sent], steps, [] if into is None else [into])
 
     def _keep(self, key: object, plan: Plan) -> Plan:
-        if sum(len(known.chunks) for known in self._plans.values()) >= KEPT:
+        if self._kept >= KEPT:
             self._plans.clear()
+            self._kept = 0
         self._plans[key] = plan
+        self._kept += 1 + int(plan.borders[-1]) // self._chunk_bytes
         return plan
 
     def _sum(self, plan: Plan, arrays: list[Array], into: list[Array], steps: Steps) -> None:

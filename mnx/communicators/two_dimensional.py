@@ -135,7 +135,8 @@ class TwoDimensionalCommunicator(Communicator):
                 way.sum(plan, bucket.of(arrays), steps)
 
         if ways:
-            self._go_the_quickest(ways, (layout.digest, len(layout.names), dtype), go)
+            kind = layout.digest, len(layout.names), dtype
+            self._go_the_quickest(ways, kind, layout.nbytes, go)
         else:
             super().mean_arrays(arrays, layout, scaling)
 
@@ -145,9 +146,9 @@ class TwoDimensionalCommunicator(Communicator):
         return [way for way in (straight, self._window) if way is not None]
 
     def _go_the_quickest(
-        self, ways: list[SumsInNode], kind: Hashable, go: Callable[[SumsInNode], None]
+        self, ways: list[SumsInNode], kind: Hashable, nbytes: int, go: Callable[[SumsInNode], None]
     ) -> None:
-        """Go one of the ways, by what they have taken for arrays of that kind. Collective.
+        """Go one of the ways, by what they took a byte for arrays of that kind. Collective.
 
         The kind is what the ranks have compared, so that all of them remember alike. A layout
         itself is made anew on one rank alone, for instance when a gradient was missing there.
@@ -164,7 +165,7 @@ class TwoDimensionalCommunicator(Communicator):
         go(ways[way])
         words = np.array([start - perf_counter_ns()], np.int64)
         self._control.find_largest(words)  # the shortest time: the others waited for that rank
-        trials.tell(way, -float(words[0]))
+        trials.tell(way, -float(words[0]) / nbytes)
 
     def _remember(self, kind: Hashable, trials: Trials) -> Trials:
         if len(self._trials) >= KINDS_KEPT:
@@ -195,8 +196,8 @@ class TwoDimensionalCommunicator(Communicator):
         if not ways:
             super().reduce_flat(sent, into, op, root)
             return
-        steps, kind = self._steps(_AS_IT_IS), ('flat', root is None, sent.size, sent.dtype)
-        self._go_the_quickest(ways, kind, lambda way: way.sum_flat(sent, into, steps))
+        steps, kind = self._steps(_AS_IT_IS), (root is None, sent.size.bit_length(), sent.dtype)
+        self._go_the_quickest(ways, kind, sent.nbytes, lambda way: way.sum_flat(sent, into, steps))
 
     def reduce_rows(self, sent: Array, into: Array, counts: Sequence[int], op: str) -> None:
         """Reduce a row of `counts` elements for each rank; put this rank's there. Collective."""

@@ -313,6 +313,21 @@ def test_a_kind_of_gradients_that_comes_again_is_remembered(comm: Communicator) 
         assert len(made._trials) <= two_dimensional.KINDS_KEPT
 
 
+@reaching
+@pytest.mark.needs_ranks(2)
+def test_arrays_of_about_one_length_are_of_a_kind(comm: Communicator) -> None:
+    """Both ways are not tried anew for each of them."""
+    with testing.create_on_nodes('two_dimensional', [comm.size]) as made:
+        for size in range(2**15, 2**15 + 40):
+            x = np.arange(size, dtype='f4') + comm.rank
+            total = comm.size * np.arange(size, dtype='f4') + sum(range(comm.size))
+            np.testing.assert_array_equal(made.allreduce(x), total)
+        assert len(made._trials) == 1
+        made.allreduce(np.ones(2**16, 'f4'))
+        made.reduce(np.ones(2**15, 'f4'))
+        assert len(made._trials) == 3
+
+
 @pytest.mark.needs_ranks(2)
 @pytest.mark.parametrize('reaches', ['1', '0'])
 def test_a_gradient_that_may_not_be_written(comm: Communicator, monkeypatch, reaches: str) -> None:
