@@ -54,9 +54,17 @@ static int is_plain(PyObject *x, int flags)
     return is_number && PyArray_ISNOTSWAPPED(array) && (PyArray_FLAGS(array) & flags) == flags;
 }
 
+/* Unpickled arrays have equal dtypes that are other objects, and hand them on. */
+static int is_of_dtype(PyObject *x, PyObject *dtype)
+{
+    PyArray_Descr *own = PyArray_DESCR((PyArrayObject *)x);
+    return (PyObject *)own == dtype ||
+           (PyArray_DescrCheck(dtype) && PyArray_EquivTypes(own, (PyArray_Descr *)dtype));
+}
+
 static int has_dtype(PyObject *x, PyObject *other)
 {
-    return PyArray_DESCR((PyArrayObject *)x) == PyArray_DESCR((PyArrayObject *)other);
+    return is_of_dtype(x, (PyObject *)PyArray_DESCR((PyArrayObject *)other));
 }
 
 static char *bytes_of(PyObject *x) { return PyArray_BYTES((PyArrayObject *)x); }
@@ -342,7 +350,7 @@ static PyObject *alike(PyObject *self, PyObject *const *args, Py_ssize_t given)
         PyObject *x = PyList_GET_ITEM(arrays, i);
         if (!PyArray_CheckExact(x) ||
             !PyArray_CHKFLAGS((PyArrayObject *)x, NPY_ARRAY_OWNDATA | NPY_ARRAY_WRITEABLE) ||
-            (PyObject *)PyArray_DESCR((PyArrayObject *)x) != PyList_GET_ITEM(dtypes, i) ||
+            !is_of_dtype(x, PyList_GET_ITEM(dtypes, i)) ||
             !has_shape((PyArrayObject *)x, PyList_GET_ITEM(shapes, i)))
             Py_RETURN_FALSE;
     }
@@ -383,16 +391,17 @@ static PyObject *as_bytes(PyObject *self, PyObject *x)
     return view;
 }
 
-/* addresses(arrays, dtype, found): where plain arrays of that dtype begin */
+/* addresses(arrays, dtype, found, writes): where plain arrays of that dtype begin */
 static PyObject *addresses(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    if (given != 3 || !PyList_CheckExact(args[0]) || !is_of_words(args[2], 1) ||
+    if (given != 4 || !PyList_CheckExact(args[0]) || !is_of_words(args[2], 1) ||
         size_of(args[2]) != PyList_GET_SIZE(args[0]))
         Py_RETURN_FALSE;
+    int flags = args[3] == Py_True ? LAYOUT | NPY_ARRAY_WRITEABLE : LAYOUT;
     int64_t *found = (int64_t *)bytes_of(args[2]);
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[0]); i++) {
         PyObject *x = PyList_GET_ITEM(args[0], i);
-        if (!is_plain(x, LAYOUT) || (PyObject *)PyArray_DESCR((PyArrayObject *)x) != args[1])
+        if (!is_plain(x, flags) || !is_of_dtype(x, args[1]))
             Py_RETURN_FALSE;
         found[i] = (int64_t)(uintptr_t)bytes_of(x);
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import threading
@@ -242,6 +243,24 @@ def test_alike() -> None:
         arrays[-4],  # twice
     ]:
         assert not kernels.alike([strange, *arrays[1:]], shapes, dtypes), strange
+
+
+@pytest.mark.skipif(not kernels.built, reason='there is no kernel')
+def test_unpickled_arrays_are_like_others() -> None:
+    """Their dtypes are equal, but other objects."""
+    x = np.arange(5, dtype='f4')
+    y = pickle.loads(pickle.dumps(x))
+    assert y.dtype is not x.dtype
+    for a, b in ((x, y), (y, x)):
+        total = np.zeros_like(a)
+        assert kernels.add([a, b], total, 1.0, None)
+        np.testing.assert_array_equal(total, 2 * x)
+        assert kernels.gather([b], total)
+        np.testing.assert_array_equal(total, x)
+        assert kernels.scatter(a, [total])
+        assert kernels.alike([total], [(5,)], [b.dtype])
+    assert not kernels.alike([y], [(5,)], [np.dtype('>f4')])
+    assert not kernels.alike([y], [(5,)], ['f4'])
 
 
 # --- with and without ------------------------------------------------------------------------

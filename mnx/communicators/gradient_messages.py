@@ -31,7 +31,8 @@ class PendingMean:
     def wait(self) -> dict[str, Array]:
         """Return the means by the parameters' names when they are there; then always the same."""
         if self._means is None:
-            self._means = dict(self._unpacked())
+            with np.errstate(all='ignore'):  # as multi_node_mean_grad
+                self._means = dict(self._unpacked())
             if chainer.is_debug():
                 check_finite(list(self._means), list(self._means.values()))
         return self._means

@@ -36,6 +36,7 @@ import numpy as np
 from mnx import kernels
 from mnx.arrays import Array
 from mnx.communicators.chunks import Line, Stretch, share
+from mnx.errors import TransportError
 from mnx.packing import DTYPES_IN_C, Row, add_up, concatenate
 from mnx.transports.base import SharedWindow, Transport
 
@@ -156,6 +157,7 @@ class NodeWindow:
         self._buffers: dict[Any, Array] = {}
         self._plans: dict[Any, Plan] = {}
         self._kept = 0  # chunks of them
+        self._is_broken = False  # as a sum is until its end
 
     def plan(self, shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any]) -> Plan:
         """Cut arrays of these shapes, summed in `dtype`, into chunks for this rank."""
@@ -177,10 +179,22 @@ class NodeWindow:
         """Replace arrays by the sum over the node's ranks, in place. Collective.
 
         Or put the sum `into` others, which are contiguous; an empty list: this rank wants none.
+
+        Raises
+        ------
+        TransportError
+            A signal, or another error, has ended an earlier sum on this rank.
         """
+        if self._is_broken:
+            raise TransportError(
+                'an earlier sum through the shared memory of this node was interrupted on this '
+                'rank, so the ranks are no longer in step. Create a new communicator.'
+            )
+        self._is_broken = True
         wanted = arrays if into is None else into
         if not self._sum_in_c(plan, list(arrays), list(wanted), steps):
             self._sum_in_python(plan, arrays, steps, into)
+        self._is_broken = False
 
     def _sum_in_c(self, plan: Plan, arrays: list[Array], into: list[Array], steps: Steps) -> bool:
         """Do all of `_sum` at once; or nothing, where arrays or steps are not for that."""
@@ -189,8 +203,9 @@ class NodeWindow:
         if slots is None or divisor is None or self._owners < self._size:
             return False
         places = np.zeros((2, len(arrays)), np.int64)
-        both = (arrays, places[0]), (into, places[1, : len(into)])
-        if not all(kernels.addresses(xs, plan.dtype, found) for xs, found in both):
+        given = arrays, plan.dtype, places[0], False
+        wanted = into, plan.dtype, places[1, : len(into)], True
+        if not (kernels.addresses(*given) and kernels.addresses(*wanted)):
             return False
         progress = np.zeros(2, np.int64)
         work = slots, self._rank, self._window.looks, progress, places, plan.borders

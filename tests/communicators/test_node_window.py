@@ -13,9 +13,10 @@ import pytest
 from mnx import kernels, testing
 from mnx.communicators import Communicator, two_dimensional
 from mnx.communicators.model_messages import Scaling
-from mnx.communicators.node_window import NodeWindow
+from mnx.communicators.node_window import KEPT, NodeWindow
 from mnx.communicators.straight_sums import StraightSums
 from mnx.communicators.two_dimensional import AcrossNodes
+from mnx.errors import TransportError
 from tests.peers import may_reach_others
 
 pytestmark = pytest.mark.usefixtures('way')
@@ -188,14 +189,75 @@ def test_a_rank_may_be_late_in_every_chunk(comm: Communicator) -> None:
     window = NodeWindow(comm.groups.intra, comm.size, 64)
     x = numbers(comm.rank, 200, 'f4')
     plan = window.plan([x.shape], x.dtype)
+    wait, waited = window._window.wait, []
+    window._window.wait = lambda: (waited.append(1), wait())  # type: ignore[method-assign]
     if comm.rank == comm.size - 1:
         arrive = window._window.arrive
         window._window.arrive = lambda: (time.sleep(0.02), arrive())  # type: ignore[method-assign]
         window._sum_in_python(plan, [x], AcrossNodes(Scaling(1.0, 1.0), None, None, 1), None)
     else:
         window.sum(plan, [x], AcrossNodes(Scaling(1.0, 1.0), None, None, 1))
+        if kernels.built:
+            assert 'chunks' not in vars(plan)  # as the loop in Python needs them
+            assert len(waited) >= 10  # of 14 turns
     np.testing.assert_array_equal(x, sum(numbers(r, 200, 'f4') for r in range(comm.size)))
     window.close()
+
+
+@pytest.mark.limit(20)
+@pytest.mark.needs_ranks(2)
+@pytest.mark.parametrize('way', ['window'], indirect=True)
+@pytest.mark.parametrize('in_c', [True, False])
+def test_a_sum_after_one_that_was_interrupted(comm: Communicator, in_c: bool) -> None:
+    """The ranks may have stopped at different turns: an error, and no wrong sum."""
+    window = NodeWindow(comm.groups.intra, comm.size, 64)
+    x = numbers(comm.rank, 200, 'f4' if in_c else 'i4')
+    plan, steps = window.plan([x.shape], x.dtype), AcrossNodes(Scaling(1.0, 1.0), None, None, 1)
+    wait = window._window.wait
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    window._window.wait = interrupted  # type: ignore[method-assign]
+    if comm.rank == 0:
+        with pytest.raises(KeyboardInterrupt):
+            window.sum(plan, [x], steps)  # nobody else has come
+    window._window.wait = wait  # type: ignore[method-assign]
+    if comm.rank == 0:
+        with pytest.raises(TransportError, match='interrupted'):
+            window.sum(plan, [x], steps)
+    comm.barrier()
+    window.close()
+
+
+@pytest.mark.parametrize('way', ['window'], indirect=True)
+def test_plans_of_single_arrays_are_forgotten(comm: Communicator) -> None:
+    window = NodeWindow(comm.groups.intra, comm.size, 64)
+    for size in range(16, 16 * 100, 16):  # of 100 chunks at most
+        x = np.ones(size, 'i4')
+        window.sum_flat(x, np.empty_like(x), AcrossNodes(Scaling(1.0, 1.0), None, None, 1))
+        assert sum(len(plan.chunks) for plan in window._plans.values()) <= KEPT + 100
+    assert len(window._plans) < 50
+    window.close()
+
+
+@pytest.mark.needs_ranks(2)
+@pytest.mark.parametrize('way', ['window'], indirect=True)
+@pytest.mark.parametrize('nodes', [[9], [2]], ids=str)
+def test_from_which_length_on(comm: Communicator, monkeypatch, nodes: list[int]) -> None:
+    """On one node shorter ones than across nodes."""
+    went: list[int] = []
+    method = NodeWindow.sum
+    monkeypatch.setattr(NodeWindow, 'sum', lambda *a: (went.append(1), method(*a))[1])
+    with testing.create_on_nodes('two_dimensional', nodes) as made:
+        gradients_from, array_from = (8, 16) if made.inter_size == 1 else (32, 512)  # KiB
+        for size in (gradients_from * 256 - 1, gradients_from * 256):
+            made.multi_node_mean_grad(model_with([size], ['f4'], comm.rank))
+            assert len(went) == (size == gradients_from * 256)
+        went.clear()
+        for size in (array_from * 256 - 1, array_from * 256):
+            made.allreduce(np.ones(size, 'f4'))
+            assert len(went) == (size == array_from * 256)
 
 
 def test_same_bits_from_run_to_run(comm: Communicator) -> None:
@@ -339,6 +401,22 @@ def test_numpy_may_not_raise_on_one_rank(
             pending = method(model, weight=weight)
             found = pending.wait()['/p'] if is_started else model.p.grad
     assert np.isinf(found).all() == (case == 'cast')
+
+
+@pytest.mark.parametrize('name', ['naive', 'flat', 'two_dimensional', 'dummy'])
+@pytest.mark.parametrize('is_started', [False, True], ids=['mean', 'started'])
+def test_numpy_may_not_raise_where_a_mean_is_rounded(
+    comm: Communicator, name: str, is_started: bool
+) -> None:
+    """A mean of float16 that is too small to be exact."""
+    model = chainer.Link()
+    with model.init_scope():
+        model.p = chainer.Parameter(np.zeros(10, 'f2'))
+    model.p.grad = np.full(10, 6e-8 if comm.rank else 1.2e-7, 'f2')
+    with testing.create_on_nodes(name, [comm.size]) as made, np.errstate(all='raise'):
+        pending = (made.start_mean_grad if is_started else made.multi_node_mean_grad)(model)
+        found = pending.wait()['/p'] if is_started else model.p.grad
+    assert found.dtype == 'f2'
 
 
 @pytest.mark.limit(60)

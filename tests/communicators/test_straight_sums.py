@@ -275,6 +275,29 @@ def test_all_choose_alike_whatever_their_clocks_say(
 
 
 @reaching
+@pytest.mark.needs_ranks(2)
+@pytest.mark.parametrize('quick', ['StraightSums', 'NodeWindow'])
+def test_the_quicker_way_is_taken(
+    comm: Communicator, went: list[str], monkeypatch, quick: str
+) -> None:
+    clock = [0]
+
+    def now() -> int:
+        """Return the time, in ns; each sum takes 1000, by the quick way 500."""
+        clock[0] += 1
+        ends = clock[0] % 2 == 0
+        return 10**6 * clock[0] + (500 if ends and went[-1] == quick else 1000 if ends else 0)
+
+    monkeypatch.setattr(two_dimensional, 'perf_counter_ns', now)
+    with testing.create_on_nodes('two_dimensional', [comm.size]) as made:
+        model = gradients(comm)
+        for _ in range(20):
+            made.multi_node_mean_grad(model)
+    assert set(went[:8]) == {'StraightSums', 'NodeWindow'}
+    assert set(went[8:]) == {quick}
+
+
+@reaching
 @pytest.mark.limit(20)
 @pytest.mark.needs_ranks(2)
 @pytest.mark.parametrize('case', ['missing', 'subclass', 'copied'])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import subprocess
 import sys
 
@@ -145,10 +146,14 @@ def test_arrays_of_other_kinds_are_refused(number: int) -> None:
 def test_addresses() -> None:
     arrays = [np.zeros(3), np.zeros((2, 2)), np.zeros(6)[1:]]
     found, dtype = np.zeros(3, np.int64), arrays[0].dtype
-    assert kernels.addresses(arrays, dtype, found)
+    assert kernels.addresses(arrays, dtype, found, True)
     assert found.tolist() == [address_of(x) for x in arrays]
-    assert kernels.addresses([], dtype, found[:0])
+    assert kernels.addresses([], dtype, found[:0], True)
+    assert kernels.addresses(pickle.loads(pickle.dumps(arrays)), dtype, found, True)
+    arrays[1].flags.writeable = False
+    assert kernels.addresses(arrays, dtype, found, False)
+    assert not kernels.addresses(arrays, dtype, found, True)
     odd = np.zeros(6)[::2], np.zeros(9, 'u1')[1:].view('f8'), [1.0], np.zeros(3, '>f8')
     for x in (*odd, np.zeros(3, 'f4')):
-        assert not kernels.addresses([x], dtype, found[:1])
-    assert not kernels.addresses(arrays, dtype, found[:2])
+        assert not kernels.addresses([x], dtype, found[:1], False)
+    assert not kernels.addresses(arrays, dtype, found[:2], False)
