@@ -454,15 +454,25 @@ enum {
 #else
 #define PAUSE()
 #endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <sched.h>
+#define GIVE_AWAY() sched_yield()
+#else
+#define GIVE_AWAY()
+#endif
 
 static int64_t turn_of(const int64_t *row) { return __atomic_load_n(row, __ATOMIC_ACQUIRE); }
 
+/* Look so often; or, if that is negative, give the core away as often: to a rank that is late. */
 static int has_come(const int64_t *row, int64_t turn, long looks)
 {
     for (long look = 1; turn_of(row) < turn; look++) {
-        if (look >= looks)
+        if (look >= labs(looks))
             return 0;
-        PAUSE();
+        if (looks < 0)
+            GIVE_AWAY();
+        else
+            PAUSE();
     }
     return 1;
 }
@@ -496,7 +506,8 @@ static int meet(int64_t *rows, npy_intp ranks, npy_intp rank, int64_t turn, int6
 }
 #endif
 
-/* largest(rows, rank, turn, words, looks): False if a rank has not come, and then the same once more */
+/* largest(rows, rank, turn, words, looks): False if a rank has not come, and then the same once more;
+ * looks as in `has_come` */
 static PyObject *largest(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
     if (given != 5 || !is_of_words(args[0], 2) || !is_of_words(args[3], 1))
@@ -510,7 +521,12 @@ static PyObject *largest(PyObject *self, PyObject *const *args, Py_ssize_t given
     if (PyArray_DIM((PyArrayObject *)args[0], 1) != ROW || count > ROOM || rank < 0 || rank >= ranks)
         return PyErr_Format(PyExc_ValueError, "another rank, longer rows or more words");
     int64_t *rows = (int64_t *)bytes_of(args[0]), *words = (int64_t *)bytes_of(args[3]);
-    return PyBool_FromLong(meet(rows, ranks, rank, turn, words, count, looks));
+    int have_met;
+    PyThreadState *state = looks < 0 ? PyEval_SaveThread() : NULL; /* others may run meanwhile */
+    have_met = meet(rows, ranks, rank, turn, words, count, looks);
+    if (state != NULL)
+        PyEval_RestoreThread(state);
+    return PyBool_FromLong(have_met);
 }
 
 /* --- a window ------------------------------------------------------------------------------- */

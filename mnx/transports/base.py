@@ -41,7 +41,8 @@ class SharedWindow(Protocol):
     places : array of int64 or None
         Where the slots begin, for a loop in C that arrives by itself; None where it cannot.
     looks : int
-        How often such a loop looks for a rank that has not come, before it lets `wait` do so.
+        How often such a loop looks for a rank that has not come, before it lets `wait` do so;
+        if negative, how often it gives its core away.
     """
 
     slots: list[Array]

@@ -30,6 +30,7 @@ _CACHE_LINE = 64
 _FILES = '/dev/shm'  # memory of this node only
 _WITHOUT_FILE: Any = {'trackfd': False} if sys.version_info >= (3, 13) else {}
 _LOOKS_IN_C = 200  # for a rank that is late: some microseconds
+_YIELDS_IN_C = 20  # where ranks share cores
 _LOOKS = 20  # before another program gets the core
 _MANY_LOOKS = 2000  # some milliseconds, from then on this rank's other threads get on, too
 _PAUSE_S = 50e-6
@@ -43,7 +44,7 @@ class _Patience:
         # where a core has several ranks, the one that looks keeps another from writing
         is_crowded = comm.size > len(set().union(*comm.allgather(_own_cores())))
         self._looks = 1 if is_crowded else _LOOKS
-        self.looks_in_c = 1 if is_crowded else _LOOKS_IN_C
+        self.looks_in_c = -_YIELDS_IN_C if is_crowded else _LOOKS_IN_C
 
     def wait_until(self, is_so: Callable[[], bool]) -> None:
         """Return when it is; it has just not been."""

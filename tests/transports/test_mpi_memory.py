@@ -58,7 +58,9 @@ def test_the_largest_of_all(board: Board, comm: Communicator, count: int) -> Non
 
 
 @needs_kernel
-def test_late_ranks_are_waited_for(board: Board, comm: Communicator) -> None:
+@pytest.mark.parametrize('looks', [1, 200, -20])
+def test_late_ranks_are_waited_for(board: Board, comm: Communicator, looks: int) -> None:
+    board._patience.looks_in_c = looks
     for turn in range(2 * comm.size):
         if turn % comm.size == comm.rank:
             time.sleep(0.01)
