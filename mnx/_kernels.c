@@ -463,7 +463,7 @@ enum {
 
 static int64_t turn_of(const int64_t *row) { return __atomic_load_n(row, __ATOMIC_ACQUIRE); }
 
-/* Look so often; or, if that is negative, give the core away as often: to a rank that is late. */
+/* Look so often; if that is negative, give the core away between looks, to a rank that is late. */
 static int has_come(const int64_t *row, int64_t turn, long looks)
 {
     for (long look = 1; turn_of(row) < turn; look++) {
@@ -521,11 +521,12 @@ static PyObject *largest(PyObject *self, PyObject *const *args, Py_ssize_t given
     if (PyArray_DIM((PyArrayObject *)args[0], 1) != ROW || count > ROOM || rank < 0 || rank >= ranks)
         return PyErr_Format(PyExc_ValueError, "another rank, longer rows or more words");
     int64_t *rows = (int64_t *)bytes_of(args[0]), *words = (int64_t *)bytes_of(args[3]);
-    int have_met;
-    PyThreadState *state = looks < 0 ? PyEval_SaveThread() : NULL; /* others may run meanwhile */
-    have_met = meet(rows, ranks, rank, turn, words, count, looks);
-    if (state != NULL)
-        PyEval_RestoreThread(state);
+    int have_met = meet(rows, ranks, rank, turn, words, count, looks < 0 ? 1 : looks);
+    if (!have_met && looks < 0) {
+        Py_BEGIN_ALLOW_THREADS
+        have_met = meet(rows, ranks, rank, turn, words, count, looks);
+        Py_END_ALLOW_THREADS
+    }
     return PyBool_FromLong(have_met);
 }
 

@@ -188,7 +188,7 @@ class NodeWindow:
         if self._is_broken:
             raise TransportError(
                 'an earlier sum through the shared memory of this node was interrupted on this '
-                'rank, so the ranks are no longer in step. Create a new communicator.'
+                'rank, so the ranks may no longer be in step. Create a new communicator.'
             )
         self._is_broken = True
         wanted = arrays if into is None else into

@@ -154,10 +154,10 @@ class StraightSums:
         """
         own = np.zeros((2, len(arrays)), np.int64)
         dtype = arrays[0].dtype
-        sources = _located(list(arrays), dtype, own[0], writes=into is None)
+        sources = _located(list(arrays), dtype, own[0])
         targets = sources
         if into is not None:
-            targets = _located(list(into), dtype, own[1, : len(into)], writes=True)
+            targets = _located(list(into), dtype, own[1, : len(into)])
         else:
             own[1] = own[0]
         loan = lend((sources, targets))
@@ -195,11 +195,9 @@ class StraightSums:
         )
 
 
-def _located(
-    arrays: list[Array], dtype: np.dtype[Any], found: Array, *, writes: bool
-) -> list[Array]:
+def _located(arrays: list[Array], dtype: np.dtype[Any], found: Array) -> list[Array]:
     """Find where arrays begin, or copies whose elements lie one behind the other as C expects."""
-    if kernels.addresses(arrays, dtype, found, writes):
+    if kernels.addresses(arrays, dtype, found, False):
         return arrays
     plain = [x if _is_plain(x) else np.array(x, order='C', subok=False) for x in arrays]
     found[:] = list(map(address_of, plain))

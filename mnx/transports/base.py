@@ -42,7 +42,7 @@ class SharedWindow(Protocol):
         Where the slots begin, for a loop in C that arrives by itself; None where it cannot.
     looks : int
         How often such a loop looks for a rank that has not come, before it lets `wait` do so;
-        if negative, how often it gives its core away.
+        if negative, it gives its core away between two looks.
     """
 
     slots: list[Array]

@@ -135,9 +135,9 @@ class Board:
     def find_largest(self, words: Array) -> None:
         """Replace at most `ROOM` words by the largest of all ranks, each by its own. Collective."""
         turn = self._own[0] + 1  # not counted here: an error may come before the row is written
-        found = self._rows, self._rank, turn, words, self._patience.looks_in_c
-        if not kernels.largest(*found):
-            self._patience.wait_until(lambda: kernels.largest(*found))
+        found = self._rows, self._rank, turn, words
+        if not kernels.largest(*found, self._patience.looks_in_c):
+            self._patience.wait_until(lambda: kernels.largest(*found, 1))
 
 
 def board_of(comm: MPI.Comm) -> Board | None:

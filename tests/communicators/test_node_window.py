@@ -184,9 +184,11 @@ def test_what_goes_by_c(comm: Communicator, monkeypatch, way: str) -> None:
 @pytest.mark.limit(20)
 @pytest.mark.needs_ranks(2)
 @pytest.mark.parametrize('way', ['window'], indirect=True)
-def test_a_rank_may_be_late_in_every_chunk(comm: Communicator) -> None:
+@pytest.mark.parametrize('looks', [1, -2])
+def test_a_rank_may_be_late_in_every_chunk(comm: Communicator, looks: int) -> None:
     """The others come back from C to wait, and go on where they were."""
     window = NodeWindow(comm.groups.intra, comm.size, 64)
+    window._window.looks = looks
     x = numbers(comm.rank, 200, 'f4')
     plan = window.plan([x.shape], x.dtype)
     wait, waited = window._window.wait, []
@@ -199,7 +201,7 @@ def test_a_rank_may_be_late_in_every_chunk(comm: Communicator) -> None:
         window.sum(plan, [x], AcrossNodes(Scaling(1.0, 1.0), None, None, 1))
         if kernels.built:
             assert 'chunks' not in vars(plan)  # as the loop in Python needs them
-            assert len(waited) >= 10  # of 14 turns
+            assert len(waited) >= (10 if looks == 1 else 1)  # of 14 turns
     np.testing.assert_array_equal(x, sum(numbers(r, 200, 'f4') for r in range(comm.size)))
     window.close()
 
@@ -237,13 +239,15 @@ def test_plans_of_single_arrays_are_forgotten(comm: Communicator) -> None:
         x = np.ones(size, 'i4')
         window.sum_flat(x, np.empty_like(x), AcrossNodes(Scaling(1.0, 1.0), None, None, 1))
         assert sum(len(plan.chunks) for plan in window._plans.values()) <= KEPT + 100
-    assert len(window._plans) < 50
+    assert 1 < len(window._plans) < 50
     window.close()
 
 
 @pytest.mark.needs_ranks(2)
 @pytest.mark.parametrize('way', ['window'], indirect=True)
-@pytest.mark.parametrize('nodes', [[9], [2]], ids=str)
+@pytest.mark.parametrize(
+    'nodes', [[9], pytest.param([2], marks=pytest.mark.needs_ranks(3))], ids=str
+)
 def test_from_which_length_on(comm: Communicator, monkeypatch, nodes: list[int]) -> None:
     """On one node shorter ones than across nodes."""
     went: list[int] = []
@@ -403,6 +407,7 @@ def test_numpy_may_not_raise_on_one_rank(
     assert np.isinf(found).all() == (case == 'cast')
 
 
+@pytest.mark.needs_ranks(2)
 @pytest.mark.parametrize('name', ['naive', 'flat', 'two_dimensional', 'dummy'])
 @pytest.mark.parametrize('is_started', [False, True], ids=['mean', 'started'])
 def test_numpy_may_not_raise_where_a_mean_is_rounded(
@@ -417,6 +422,9 @@ def test_numpy_may_not_raise_where_a_mean_is_rounded(
         pending = (made.start_mean_grad if is_started else made.multi_node_mean_grad)(model)
         found = pending.wait()['/p'] if is_started else model.p.grad
     assert found.dtype == 'f2'
+    if name != 'dummy':
+        mean = (1.2e-7 + (comm.size - 1) * 6e-8) / comm.size
+        np.testing.assert_allclose(found.astype('f8'), mean, rtol=0, atol=6e-8)
 
 
 @pytest.mark.limit(60)
