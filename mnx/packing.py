@@ -27,6 +27,8 @@ from mnx import kernels
 from mnx.arrays import Array, empty_like, flat, module_of, on_gpu
 from mnx.packing_gpu import BatchedCopy, supports
 
+DTYPES_IN_C = {np.dtype(np.float32), np.dtype(np.float64)}  # that loops in C can add up
+
 
 @dataclass(frozen=True, eq=False)
 class Bucket:
@@ -212,9 +214,6 @@ def concatenate(arrays: list[Array], out: Array) -> Array:
     else:
         module_of(out).concatenate(arrays, axis=None, out=out, casting='unsafe')
     return out
-
-
-DTYPES_IN_C = {np.dtype(np.float32), np.dtype(np.float64)}  # that loops in C can add up
 
 
 def add_up(
